@@ -1,0 +1,115 @@
+"""An ONNX model with named feature columns in and typed output columns out.
+
+The graph has one input per feature, named as the feature, of shape (n, 1): float32 for numbers and bools with NaN
+for NULL, strings with '' for NULL. Its last output holds a classifier's probabilities (n, classes) or a regressor's
+values (n, 1).
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from foresight.values import Column, DataType, Field, InvalidValue
+from numpy.typing import NDArray
+
+# Beyond this an integer loses digits as a double, see DESIGN of inputs in `docs/semantics.md`.
+INTEGER_MAX = 2**53
+PADDED_ROWS = 2
+
+
+class ModelTask(enum.IntEnum):
+    """What a model computes; the numbers are those of the wire enum."""
+
+    BINARY_CLASSIFICATION = 1
+    MULTICLASS_CLASSIFICATION = 2
+    REGRESSION = 3
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Signature:
+    """What goes in and what comes out; `classes` are a classifier's, in the order of its probabilities."""
+
+    task: ModelTask
+    inputs: tuple[Field, ...]
+    label: Field
+    classes: Column | None = None
+
+    @property
+    def outputs(self) -> tuple[Field, ...]:
+        """Names and types of the outputs."""
+        match self.task:
+            case ModelTask.BINARY_CLASSIFICATION:
+                return Field("probability", DataType.FLOAT64), Field("label", self.label.type)
+            case ModelTask.MULTICLASS_CLASSIFICATION:
+                assert self.classes is not None
+                vector = Field("probabilities", DataType.FLOAT_VECTOR, len(self.classes))
+                return vector, Field("label", self.label.type)
+            case ModelTask.REGRESSION:
+                return (Field("value", DataType.FLOAT64),)
+
+
+def takes(field: Field) -> bool:
+    """Whether a model can take the feature: timestamps and vectors are for transforms only."""
+    return field.type in (DataType.INT64, DataType.FLOAT64, DataType.BOOL, DataType.STRING)
+
+
+def model_input(column: Column) -> NDArray[Any]:
+    """What a model sees of a column: (n,) float32 with NaN for NULL, or (n,) object with '' for NULL.
+
+    Raises InvalidValue for an integer beyond 2^53.
+    """
+    if column.type is DataType.STRING:
+        return column.values
+    if column.type is DataType.INT64 and len(column) and np.abs(column.values).max() > INTEGER_MAX:
+        raise InvalidValue(column.name, "holds an integer beyond 2^53, which a model cannot take without losing digits")
+    values = column.values.astype(np.float32)
+    if column.valid is not None:
+        values[~column.valid] = np.nan
+    return values
+
+
+class OnnxModel:
+    """A loaded model; `score` may be called from several threads."""
+
+    def __init__(self, artifact: bytes, signature: Signature, *, batch_invariant: bool = True) -> None:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.inter_op_num_threads = 1
+        self._session = ort.InferenceSession(artifact, options, providers=["CPUExecutionProvider"])
+        # Unused features may be left out of the graph by the converter.
+        self._names = [i.name for i in self._session.get_inputs()]
+        self._output = self._session.get_outputs()[-1].name
+        self._pad = not batch_invariant
+        self.signature = signature
+
+    def score(self, features: Mapping[str, Column]) -> list[Column]:
+        """The outputs for n rows; `features` has at least every input of the signature, n rows each."""
+        raw = self.score_raw({name: model_input(features[name]) for name in self._names})
+        return self.decode(raw)
+
+    def score_raw(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+        """Probabilities (n, classes) or values (n,) of prepared inputs, see `model_input`."""
+        feed = {name: inputs[name].reshape(-1, 1) for name in self._names}
+        n = len(next(iter(feed.values())))
+        if self._pad and n == 1:
+            # Single rows may differ from batches in the last bit: run them at a fixed minimum shape.
+            feed = {name: np.repeat(values, PADDED_ROWS, axis=0) for name, values in feed.items()}
+        result: NDArray[np.float32] = self._session.run([self._output], feed)[0][:n]
+        return result if self.signature.task is not ModelTask.REGRESSION else result.reshape(-1)
+
+    def decode(self, raw: NDArray[np.float32]) -> list[Column]:
+        """The output columns of `score_raw`'s result."""
+        names = self.signature.outputs
+        if self.signature.task is ModelTask.REGRESSION:
+            return [Column(names[0].name, DataType.FLOAT64, raw.astype(np.float64))]
+        classes = self.signature.classes
+        assert classes is not None
+        labels = classes.take(raw.argmax(axis=1)).renamed(names[1].name)
+        if self.signature.task is ModelTask.BINARY_CLASSIFICATION:
+            return [Column(names[0].name, DataType.FLOAT64, raw[:, 1].astype(np.float64)), labels]
+        return [Column(names[0].name, DataType.FLOAT_VECTOR, np.ascontiguousarray(raw)), labels]

@@ -1,0 +1,121 @@
+"""Loading, checking and applying transform functions."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import inspect
+import textwrap
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from foresight.values import Column, DataType, Field, Transform
+from numpy.typing import NDArray
+
+Function = Callable[..., NDArray[Any]]
+
+
+class Untrusted(Exception):
+    """A transform cannot be used here: its module is not trusted, does not load, or has another source."""
+
+
+def source_sha256(function: Function) -> str:
+    """SHA-256 of a function's source, without indentation, as 64 hex digits."""
+    source = textwrap.dedent(inspect.getsource(function)).strip()
+    return hashlib.sha256(source.encode()).hexdigest()
+
+
+class TransformSet:
+    """The transforms that one process may run; `modules` are the only ones ever imported."""
+
+    def __init__(self, modules: Iterable[str]) -> None:
+        self._modules = frozenset(modules)
+        self._functions: dict[tuple[str, str], Function] = {}
+
+    def check(self, transforms: Sequence[Transform]) -> None:
+        """Loads every function and compares its source. Raises Untrusted."""
+        for transform in transforms:
+            self._load(transform)
+
+    def apply(self, transforms: Sequence[Transform], columns: Mapping[str, Column]) -> list[Column]:
+        """The outputs, in order; each transform sees `columns` and the outputs before it.
+
+        Raises Untrusted as `check` does, and ValueError when a result has another shape or type than declared.
+        """
+        known = dict(columns)
+        outputs: list[Column] = []
+        for transform in transforms:
+            function = self._load(transform)
+            arguments = {name: as_array(known[name]) for name in transform.inputs}
+            n = len(known[transform.inputs[0]])
+            output = as_column(function(**arguments), transform.output, n)
+            known[output.name] = output
+            outputs.append(output)
+        return outputs
+
+    def _load(self, transform: Transform) -> Function:
+        key = (transform.function, transform.source_sha256)
+        if (found := self._functions.get(key)) is not None:
+            return found
+        module_name, _, name = transform.function.partition(":")
+        if module_name not in self._modules:
+            raise Untrusted(f"the module {module_name} is not among the trusted transform modules")
+        try:
+            function = getattr(importlib.import_module(module_name), name)
+        except (ImportError, AttributeError):
+            raise Untrusted(f"{transform.function} does not exist here") from None
+        actual = source_sha256(function)
+        if actual != transform.source_sha256:
+            raise Untrusted(
+                f"{transform.function} has source {actual[:12]}…, the view was registered with "
+                f"{transform.source_sha256[:12]}…; register the view again or restore the function"
+            )
+        self._functions[key] = function
+        return function  # type: ignore[no-any-return]
+
+
+def as_array(column: Column) -> NDArray[Any]:
+    """The array that a transform sees for a column."""
+    invalid = None if column.valid is None else ~column.valid
+    match column.type:
+        case DataType.INT64 | DataType.BOOL | DataType.FLOAT64:
+            array: NDArray[Any] = column.values.astype(np.float64)
+            missing: Any = np.nan
+        case DataType.TIMESTAMP:
+            array, missing = column.values.astype("datetime64[us]"), np.datetime64("NaT")
+        case DataType.FLOAT_VECTOR:
+            array, missing = column.values.copy(), np.nan
+        case DataType.STRING:
+            array, missing = column.values.copy(), None
+    if invalid is not None:
+        array[invalid] = missing
+    return array
+
+
+def as_column(result: Any, output: Field, n: int) -> Column:
+    """The column of a transform's result. Raises ValueError when shape or type do not fit the declaration."""
+    array = np.asarray(result)
+    shape = (n, output.dimension) if output.type is DataType.FLOAT_VECTOR else (n,)
+    if array.shape != shape:
+        raise ValueError(f"the transform {output.name} gave shape {array.shape}, not {shape}")
+    match output.type:
+        case DataType.STRING:
+            return Column.build(output.name, output.type, array.tolist())
+        case DataType.TIMESTAMP:
+            instants = array.astype("datetime64[us]")
+            missing = np.isnat(instants)
+            return _masked(output, np.where(missing, 0, instants.astype(np.int64)), missing)
+        case DataType.FLOAT_VECTOR:
+            missing = np.isnan(array).any(axis=1)
+            return _masked(output, np.where(missing[:, None], 0, array).astype(np.float32), missing)
+    numbers = array.astype(np.float64)
+    missing = np.isnan(numbers)
+    if np.isinf(numbers).any():
+        raise ValueError(f"the transform {output.name} gave an infinity")
+    dtype = {DataType.INT64: np.int64, DataType.BOOL: np.bool_, DataType.FLOAT64: np.float64}[output.type]
+    return _masked(output, np.where(missing, 0, numbers).astype(dtype), missing)
+
+
+def _masked(output: Field, values: NDArray[Any], missing: NDArray[np.bool_]) -> Column:
+    return Column(output.name, output.type, values, ~missing if missing.any() else None)

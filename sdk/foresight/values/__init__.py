@@ -1,0 +1,38 @@
+"""Values that clients and services share: types, fields, columns, feature groups and feature views.
+
+Everything here is plain Python and NumPy: no gRPC, no protobuf, no SQL. A value is valid once it is built;
+its constructor raises `InvalidValue`, which names the field at fault.
+"""
+
+from foresight.values.columns import Column
+from foresight.values.errors import InvalidValue, Violation
+from foresight.values.features import (
+    FeatureGroup,
+    FeatureView,
+    MissingPolicy,
+    Transform,
+    ViewFeature,
+    ViewSource,
+)
+from foresight.values.fields import DataType, Field
+from foresight.values.instants import instant_from_micros, micros_from_instant
+from foresight.values.names import check_name
+from foresight.values.statuses import FeatureStatus
+
+__all__ = [
+    "Column",
+    "DataType",
+    "FeatureGroup",
+    "FeatureStatus",
+    "FeatureView",
+    "Field",
+    "InvalidValue",
+    "MissingPolicy",
+    "Transform",
+    "ViewFeature",
+    "ViewSource",
+    "Violation",
+    "check_name",
+    "instant_from_micros",
+    "micros_from_instant",
+]

@@ -1,0 +1,195 @@
+"""Feature groups and feature views as values.
+
+A group is a versioned table of features; a view selects features of groups for a model, with a maximal age per
+source, request features, on-demand transforms and the label. Version 0 means "not registered yet" for the thing
+itself and "the latest" in a reference.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from types import MappingProxyType
+
+from foresight.values.columns import Column
+from foresight.values.errors import InvalidValue
+from foresight.values.fields import DataType, Field
+from foresight.values.names import check_name, check_text
+
+KEYS_MAX = 8
+FEATURES_MAX = 512
+SOURCES_MAX = 32
+REQUEST_FEATURES_MAX = 256
+TRANSFORMS_MAX = 64
+MAX_AGE_MAX = timedelta(days=36_525)
+KEY_TYPES = (DataType.INT64, DataType.STRING, DataType.BOOL)
+LABEL_TYPES = (DataType.BOOL, DataType.INT64, DataType.FLOAT64, DataType.STRING)
+_FUNCTION = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*:[A-Za-z_][A-Za-z0-9_]*\Z")
+_SHA256 = re.compile(r"[0-9a-f]{64}\Z")
+
+
+class MissingPolicy(enum.IntEnum):
+    """What a feature without a value becomes; the numbers are those of the wire enum."""
+
+    NULL = 1
+    DEFAULT = 2
+    FAIL = 3
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureGroup:
+    """A versioned table of features; rows are identified by entity keys and event time."""
+
+    name: str
+    entity_keys: tuple[Field, ...]
+    features: tuple[Field, ...]
+    strict_event_time: bool = False
+    description: str = ""
+    version: int = 0
+    created_at: datetime | None = None
+    # Log-derived groups use reserved names; only the platform itself sets this.
+    derived: bool = False
+
+    def __post_init__(self) -> None:
+        check_name(self.name, "name", reserved=self.derived)
+        check_text(self.description, "description")
+        _check_count(self.entity_keys, "entity_keys", 1, KEYS_MAX)
+        _check_count(self.features, "features", 1, FEATURES_MAX)
+        for key in self.entity_keys:
+            if key.type not in KEY_TYPES:
+                raise InvalidValue("entity_keys", f"{key.name} is {key.type.value}; keys are int64, string or bool")
+        seen: set[str] = set()
+        for f in (*self.entity_keys, *self.features):
+            check_name(f.name, "features", reserved=self.derived)
+            _check_new(f.name, seen, "features")
+
+    @property
+    def fields(self) -> tuple[Field, ...]:
+        """Keys, then features."""
+        return (*self.entity_keys, *self.features)
+
+
+@dataclass(frozen=True, slots=True)
+class ViewFeature:
+    """One feature taken from a group. `name` is its name in the view; '' means prefix + feature."""
+
+    feature: str
+    name: str = ""
+    missing: MissingPolicy = MissingPolicy.NULL
+    default: Column | None = None
+
+    def __post_init__(self) -> None:
+        check_name(self.feature, "feature")
+        if self.name:
+            check_name(self.name, "name")
+        if (self.missing is MissingPolicy.DEFAULT) != (self.default is not None):
+            raise InvalidValue("default_value", f"of {self.feature} goes with the policy DEFAULT, and only with it")
+        if self.default is not None and (len(self.default) != 1 or self.default.valid is not None):
+            raise InvalidValue("default_value", f"of {self.feature} is not one value")
+
+
+@dataclass(frozen=True, slots=True)
+class ViewSource:
+    """The part of a view that comes from one group."""
+
+    group: str
+    features: tuple[ViewFeature, ...]
+    max_age: timedelta | None = None
+    keys: Mapping[str, str] = field(default_factory=dict)
+    prefix: str = ""
+    group_version: int = 0
+
+    def __post_init__(self) -> None:
+        check_name(self.group, "group")
+        object.__setattr__(self, "keys", MappingProxyType(dict(self.keys)))
+        _check_count(self.features, "features", 1, FEATURES_MAX)
+        if self.prefix:
+            check_name(self.prefix, "prefix")
+        for group_key, view_key in self.keys.items():
+            check_name(group_key, "keys")
+            check_name(view_key, "keys")
+        if self.max_age is not None and not timedelta(0) < self.max_age <= MAX_AGE_MAX:
+            raise InvalidValue("max_age", "is not positive and at most 100 years")
+
+    def name_of(self, feature: ViewFeature) -> str:
+        """The feature's name in the view."""
+        return feature.name or self.prefix + feature.feature
+
+    def view_key(self, group_key: str) -> str:
+        """The view's entity key that fills a key of the group."""
+        return self.keys.get(group_key, group_key)
+
+
+@dataclass(frozen=True, slots=True)
+class Transform:
+    """An on-demand transform: `function` is `package.module:function`, see `foresight.transforms`."""
+
+    output: Field
+    function: str
+    source_sha256: str
+    inputs: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        check_name(self.output.name, "output")
+        if len(self.function) > 255 or not _FUNCTION.match(self.function):
+            raise InvalidValue("function", "is not of the form package.module:function")
+        if not _SHA256.match(self.source_sha256):
+            raise InvalidValue("source_sha256", "is not 64 lower-case hex digits")
+        _check_count(self.inputs, "inputs", 1, 64)
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureView:
+    """A versioned selection of features for a model.
+
+    `entity_keys` and `features` are known once it is registered: the server derives them from the groups.
+    """
+
+    name: str
+    label: Field
+    sources: tuple[ViewSource, ...] = ()
+    request_features: tuple[Field, ...] = ()
+    transforms: tuple[Transform, ...] = ()
+    description: str = ""
+    version: int = 0
+    created_at: datetime | None = None
+    entity_keys: tuple[Field, ...] = ()
+    features: tuple[Field, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_name(self.name, "name")
+        check_text(self.description, "description")
+        check_name(self.label.name, "label")
+        if self.label.type not in LABEL_TYPES:
+            raise InvalidValue("label", f"is {self.label.type.value}; labels are bool, int64, float64 or string")
+        _check_count(self.sources, "sources", 0, SOURCES_MAX)
+        _check_count(self.request_features, "request_features", 0, REQUEST_FEATURES_MAX)
+        _check_count(self.transforms, "transforms", 0, TRANSFORMS_MAX)
+        if not self.sources and not self.request_features:
+            raise InvalidValue("sources", "are empty and so are the request features: the view has no features")
+        seen = {self.label.name}
+        for source in self.sources:
+            for feature in source.features:
+                _check_new(source.name_of(feature), seen, "sources")
+        for f in self.request_features:
+            check_name(f.name, "request_features")
+            _check_new(f.name, seen, "request_features")
+        # A transform takes what is there before it: features, keys, and the transforms above it.
+        for transform in self.transforms:
+            _check_new(transform.output.name, seen, "transforms")
+        if len(seen) - 1 > FEATURES_MAX:
+            raise InvalidValue("features", f"are more than {FEATURES_MAX}")
+
+
+def _check_count(items: tuple[object, ...], name: str, least: int, most: int) -> None:
+    if not least <= len(items) <= most:
+        raise InvalidValue(name, f"are {len(items)}, not {least} to {most}")
+
+
+def _check_new(name: str, seen: set[str], where: str) -> None:
+    if name in seen:
+        raise InvalidValue(where, f"the name {name} is used twice")
+    seen.add(name)

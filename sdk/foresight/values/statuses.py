@@ -1,0 +1,15 @@
+"""Whether an online feature has a value. The numbers are those of the wire enum FeatureStatus."""
+
+from __future__ import annotations
+
+import enum
+
+
+class FeatureStatus(enum.IntEnum):
+    """Status of one feature value; see DESIGN of the online read in `docs/semantics.md`."""
+
+    PRESENT = 1
+    NULL = 2
+    NOT_FOUND = 3
+    EXPIRED = 4
+    FUTURE = 5

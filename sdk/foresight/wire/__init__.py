@@ -1,0 +1,44 @@
+"""How values look on the wire: the codecs between `foresight.values` and the generated messages.
+
+Decoding checks everything that does not depend on state and raises `foresight.values.InvalidValue`.
+"""
+
+from foresight.wire.columns import decode_column, decode_columns, encode_column
+from foresight.wire.features import (
+    decode_field,
+    decode_group,
+    decode_view,
+    encode_field,
+    encode_group,
+    encode_view,
+)
+from foresight.wire.instants import decode_instant, decode_optional_instant, encode_instant
+from foresight.wire.tables import (
+    ARROW_CHUNK_BYTES,
+    arrow_type,
+    column_from_arrow,
+    column_to_arrow,
+    decode_table,
+    encode_table,
+)
+
+__all__ = [
+    "ARROW_CHUNK_BYTES",
+    "arrow_type",
+    "column_from_arrow",
+    "column_to_arrow",
+    "decode_column",
+    "decode_columns",
+    "decode_field",
+    "decode_group",
+    "decode_instant",
+    "decode_optional_instant",
+    "decode_table",
+    "decode_view",
+    "encode_column",
+    "encode_field",
+    "encode_group",
+    "encode_instant",
+    "encode_table",
+    "encode_view",
+]

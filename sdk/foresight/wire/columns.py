@@ -1,0 +1,116 @@
+"""Typed columns on the wire."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from foresight.types.v1 import types_pb2
+from foresight.values.columns import Column
+from foresight.values.errors import InvalidValue, quoted
+from foresight.values.fields import DataType
+from foresight.values.instants import MICROS_MAX, MICROS_MIN
+from foresight.values.names import STRING_BYTES_MAX, check_text
+
+_ARMS: dict[str, tuple[DataType, Any]] = {
+    "int64_values": (DataType.INT64, np.int64),
+    "float64_values": (DataType.FLOAT64, np.float64),
+    "bool_values": (DataType.BOOL, np.bool_),
+    "string_values": (DataType.STRING, np.object_),
+}
+
+
+def encode_column(column: Column) -> types_pb2.Column:
+    """The message of a column."""
+    message = types_pb2.Column(name=column.name)
+    match column.type:
+        case DataType.INT64:
+            message.int64_values.values.extend(column.values.tolist())
+        case DataType.FLOAT64:
+            message.float64_values.values.extend(column.values.tolist())
+        case DataType.BOOL:
+            message.bool_values.values.extend(column.values.tolist())
+        case DataType.STRING:
+            message.string_values.values.extend(column.values.tolist())
+        case DataType.TIMESTAMP:
+            message.timestamp_values.micros.extend(column.values.tolist())
+        case DataType.FLOAT_VECTOR:
+            message.vector_values.dimension = column.values.shape[1]
+            message.vector_values.values.extend(column.values.ravel().tolist())
+    if len(column) == 0 and message.WhichOneof("values") is None:
+        getattr(message, _arm_of(column.type)).SetInParent()
+    if column.valid is not None:
+        message.validity = column.valid.astype(np.uint8).tobytes()
+    return message
+
+
+def decode_column(message: types_pb2.Column, field: str = "columns") -> Column:
+    """The column of a message. Raises InvalidValue naming `field[<name>]`."""
+    name = message.name
+    where = f"{field}[{name[:63]}]" if name.isascii() else field
+    arm = message.WhichOneof("values")
+    if not name:
+        raise InvalidValue(field, "a column has no name")
+    if arm is None:
+        raise InvalidValue(where, "has no values of any type")
+    if arm == "timestamp_values":
+        type, values = DataType.TIMESTAMP, np.array(message.timestamp_values.micros, dtype=np.int64)
+        if len(values) and (values.min() < MICROS_MIN or values.max() > MICROS_MAX):
+            raise InvalidValue(where, "has an instant outside of the years 1 to 9999")
+    elif arm == "vector_values":
+        type, values = DataType.FLOAT_VECTOR, _decode_vectors(message.vector_values, where)
+    else:
+        type, dtype = _ARMS[arm]
+        values = np.array(getattr(message, arm).values, dtype=dtype)
+    valid = _decode_validity(message.validity, len(values), where)
+    if type is DataType.STRING:
+        for text in values:
+            check_text(text, where, STRING_BYTES_MAX)
+    elif type is DataType.FLOAT64:
+        finite = np.isfinite(values)
+        if not finite.all() and not (finite if valid is None else finite | ~valid).all():
+            raise InvalidValue(where, "contains NaN or infinity; use NULL for an unknown number")
+    return Column(name, type, values, valid)
+
+
+def decode_columns(messages: Iterable[types_pb2.Column], field: str, rows: int | None = None) -> dict[str, Column]:
+    """Columns by name. Raises InvalidValue for a name given twice and for columns of different lengths."""
+    columns: dict[str, Column] = {}
+    for message in messages:
+        column = decode_column(message, field)
+        if column.name in columns:
+            raise InvalidValue(field, f"the column {quoted(column.name)} is given twice")
+        if rows is None:
+            rows = len(column)
+        if len(column) != rows:
+            raise InvalidValue(f"{field}[{column.name[:63]}]", f"has {len(column)} rows, not {rows}")
+        columns[column.name] = column
+    return columns
+
+
+def _arm_of(type: DataType) -> str:
+    if type is DataType.TIMESTAMP:
+        return "timestamp_values"
+    if type is DataType.FLOAT_VECTOR:
+        return "vector_values"
+    return f"{type.value}_values"
+
+
+def _decode_vectors(message: types_pb2.VectorValues, where: str) -> np.ndarray[Any, Any]:
+    values = np.array(message.values, dtype=np.float32)
+    if message.dimension < 1 or len(values) % message.dimension:
+        raise InvalidValue(where, f"has {len(values)} floats, not a multiple of dimension {message.dimension}")
+    if not np.isfinite(values).all():
+        raise InvalidValue(where, "contains NaN or infinity")
+    return values.reshape(-1, message.dimension)
+
+
+def _decode_validity(validity: bytes, rows: int, where: str) -> np.ndarray[Any, Any] | None:
+    if not validity:
+        return None
+    flags = np.frombuffer(validity, dtype=np.uint8)
+    if len(flags) != rows or flags.max() > 1:
+        raise InvalidValue(where, f"validity is not {rows} bytes of 0 and 1")
+    valid = flags.astype(np.bool_)
+    return None if valid.all() else valid

@@ -1,0 +1,175 @@
+"""PostgreSQL: an async engine for transactions, Arrow connections for bulk columns, migrations at the start.
+
+One schema and one role per service. Both kinds of connection find the schema on their search path.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import queue
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import adbc_driver_postgresql.dbapi as adbc
+import asyncpg
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import Connection, make_url, text
+from sqlalchemy.exc import DBAPIError, InterfaceError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from services.runtime.errors import LimitExceeded, Unavailable
+from services.runtime.settings import DatabaseSettings
+
+POOL_SIZE = 8
+ARROW_CONNECTIONS = 4
+CONNECT_TIMEOUT_S = 5
+POOL_TIMEOUT_S = 10
+
+
+class Database:
+    """One service's schema in a database."""
+
+    def __init__(self, settings: DatabaseSettings, schema: str) -> None:
+        self.schema = schema
+        self._settings = settings
+        url = make_url(settings.with_password()).set(drivername="postgresql+asyncpg")
+        self.engine: AsyncEngine = create_async_engine(
+            url,
+            pool_size=POOL_SIZE,
+            max_overflow=0,
+            pool_timeout=POOL_TIMEOUT_S,
+            pool_pre_ping=False,
+            connect_args={
+                "timeout": CONNECT_TIMEOUT_S,
+                "server_settings": {"search_path": schema, "timezone": "UTC", "application_name": schema},
+            },
+        )
+        self._arrow: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._arrow_permits = asyncio.Semaphore(ARROW_CONNECTIONS)
+
+    @contextlib.asynccontextmanager
+    async def transaction(self) -> AsyncIterator[AsyncConnection]:
+        """A transaction, committed at the end of the block. Raises Unavailable when the database does not answer."""
+        with _translated():
+            async with self.engine.begin() as connection:
+                yield connection
+
+    @contextlib.asynccontextmanager
+    async def arrow(self) -> AsyncIterator[Any]:
+        """An ADBC connection, at most ARROW_CONNECTIONS at once; use it in a thread, and commit.
+
+        What is not committed is rolled back. Raises Unavailable when the database does not answer.
+        """
+        async with self._arrow_permits:
+            with _translated():
+                connection = await asyncio.to_thread(self._take_arrow)
+                try:
+                    yield connection
+                except BaseException:
+                    # Its state is unknown (the thread may still be busy after a cancellation): never reuse it.
+                    await asyncio.to_thread(_close_quietly, connection)
+                    raise
+                await asyncio.to_thread(connection.rollback)
+                self._arrow.put(connection)
+
+    def _take_arrow(self) -> Any:
+        while True:
+            try:
+                connection = self._arrow.get_nowait()
+            except queue.Empty:
+                options = f"-csearch_path={self.schema} -ctimezone=UTC"
+                return adbc.connect(
+                    self._settings.with_password(options=options, connect_timeout=str(CONNECT_TIMEOUT_S))
+                )
+            try:
+                with connection.cursor() as cursor:
+                    cursor.execute("SELECT 1").fetchone()
+            except adbc.Error:
+                # The server was restarted since; the next one from the queue, or a new one, will do.
+                _close_quietly(connection)
+                continue
+            return connection
+
+    async def ping(self) -> bool:
+        """Whether the database answers."""
+        async with self.transaction() as connection:
+            await connection.execute(text("SELECT 1"))
+        return True
+
+    async def migrate(self, folder: Path) -> None:
+        """Brings the schema to the newest revision of the Alembic scripts in `folder`; safe to run twice at once."""
+        async with self.transaction() as connection:
+            # Two starting replicas take turns; the lock goes with the transaction.
+            await connection.execute(text("SELECT pg_advisory_xact_lock(hashtext(:schema))"), {"schema": self.schema})
+            await connection.execute(text(f'CREATE SCHEMA IF NOT EXISTS "{self.schema}"'))
+            await connection.run_sync(_upgrade, folder, self.schema)
+
+    async def close(self) -> None:
+        """Closes all connections."""
+        while True:
+            try:
+                _close_quietly(self._arrow.get_nowait())
+            except queue.Empty:
+                break
+        await self.engine.dispose()
+
+
+@contextlib.asynccontextmanager
+async def open_database(settings: DatabaseSettings, schema: str, migrations: Path) -> AsyncIterator[Database]:
+    """The database, migrated; waits up to a minute for a server that is still starting."""
+    database = Database(settings, schema)
+    try:
+        for attempt in range(120):
+            try:
+                await database.migrate(migrations)
+                break
+            except Unavailable:
+                if attempt == 119:
+                    raise
+                await asyncio.sleep(0.5)
+        yield database
+    finally:
+        await database.close()
+
+
+def _upgrade(connection: Connection, folder: Path, schema: str) -> None:
+    config = Config()
+    config.set_main_option("script_location", str(folder))
+    config.attributes.update(connection=connection, schema=schema)
+    command.upgrade(config, "head")
+
+
+def _close_quietly(connection: Any) -> None:
+    with contextlib.suppress(adbc.Error):
+        connection.close()
+
+
+@contextlib.contextmanager
+def _translated() -> Iterator[None]:
+    """Faults of the connection become Unavailable, a full disk LimitExceeded; faults of SQL stay bugs."""
+    try:
+        yield
+    except (OSError, asyncpg.InterfaceError, asyncpg.InternalClientError, PoolTimeout, InterfaceError) as error:
+        raise Unavailable("the database does not answer") from error
+    except adbc.OperationalError as error:
+        raise _by_state(error, getattr(error, "sqlstate", None)) from error
+    except asyncpg.PostgresError as error:
+        raise _by_state(error, error.sqlstate) from error
+    except DBAPIError as error:
+        state = getattr(error.orig, "sqlstate", None)
+        if error.connection_invalidated or state is None:
+            raise Unavailable("the database does not answer") from error
+        raise _by_state(error, state) from error
+
+
+def _by_state(error: Exception, state: str | None) -> Exception:
+    """PostgreSQL's appendix A: 08 connection, 57P server shutdown, 53 out of disk, memory or connections."""
+    if state is None or state.startswith(("08", "57P", "53300")):
+        return Unavailable("the database does not answer")
+    if state.startswith("53"):
+        return LimitExceeded("the database has no room left", limit="disk")
+    return error

@@ -1,0 +1,24 @@
+"""Who calls. The gateway puts the verified certificate into `x-forwarded-client-cert` and removes any that a client
+sent; a call without it came straight through the service's socket, whose folder only its owner can enter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from services.runtime.errors import PermissionDenied
+
+LOCAL = "local"
+HEADER = "x-forwarded-client-cert"
+
+
+def caller_of(metadata: Iterable[tuple[str, str | bytes]]) -> str:
+    """The URI of the caller's certificate, or `local`. Raises PermissionDenied unless it has exactly one."""
+    headers = [value for key, value in metadata if key == HEADER]
+    if not headers:
+        return LOCAL
+    elements = ";".join(h if isinstance(h, str) else h.decode("latin-1") for h in headers)
+    # A comma separates the certificates of a chain of proxies; the one gateway sends one.
+    uris = [part.partition("=")[2] for part in elements.split(";") if part.startswith("URI=")]
+    if "," in elements or len(uris) != 1 or not uris[0].startswith("spiffe://"):
+        raise PermissionDenied("the certificate does not name exactly one identity")
+    return uris[0]

@@ -1,0 +1,95 @@
+"""The one way to run a gRPC server: health that follows readiness, reflection, orderly shutdown on SIGTERM."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import Awaitable, Callable, Sequence
+
+import grpc
+import structlog
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from services.runtime.boundary import Boundary
+from services.runtime.metrics import Metrics
+from services.runtime.settings import ServiceSettings
+
+log = structlog.get_logger()
+
+MESSAGE_BYTES_MAX = 16 << 20
+READINESS_PERIOD_S = 0.5
+READINESS_TIMEOUT_S = 2.0
+# After health says NOT_SERVING, balancers get this long to look away before calls are refused.
+DRAIN_PAUSE_S = 0.2
+
+Ready = Callable[[], Awaitable[bool]]
+
+
+class Server:
+    """A gRPC server on one Unix socket.
+
+    Add servicers to `grpc`, then `run`. `ready` is asked twice a second; health answers what it said last, for the
+    empty name and for every service in `services` (full names).
+    """
+
+    def __init__(self, settings: ServiceSettings, metrics: Metrics) -> None:
+        self._settings = settings
+        self.grpc = grpc.aio.server(
+            interceptors=[Boundary(metrics)],
+            options=[
+                ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
+                ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
+                ("grpc.so_reuseport", 0),
+            ],
+        )
+
+    async def run(self, services: Sequence[str], ready: Ready) -> None:
+        """Serves until SIGTERM or SIGINT, then drains and stops."""
+        stopping = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stopping.set)
+        status = health.aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(status, self.grpc)
+        reflection.enable_server_reflection((*services, health.SERVICE_NAME, reflection.SERVICE_NAME), self.grpc)
+        names = ("", *services)
+        for name in names:
+            await status.set(name, health_pb2.HealthCheckResponse.NOT_SERVING)
+        # The socket must not be open to others even for a moment; its folder is 0700, and so is it.
+        os.umask(0o077)
+        self.grpc.add_insecure_port(self._settings.listen)
+        await self.grpc.start()
+        log.info("server_started", listen=self._settings.listen)
+        follow = asyncio.create_task(_follow_readiness(status, names, ready))
+        await stopping.wait()
+        log.info("server_stopping")
+        follow.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await follow
+        await status.enter_graceful_shutdown()
+        await asyncio.sleep(DRAIN_PAUSE_S)
+        await self.grpc.stop(self._settings.stop_grace_s)
+        log.info("server_stopped")
+
+
+async def _follow_readiness(status: health.aio.HealthServicer, names: Sequence[str], ready: Ready) -> None:
+    """Keeps health equal to what `ready` says; a check that fails or hangs counts as not ready."""
+    last: bool | None = None
+    while True:
+        try:
+            async with asyncio.timeout(READINESS_TIMEOUT_S):
+                now = await ready()
+        except Exception as error:  # noqa: BLE001 - a supervised loop: any fault means not ready
+            now = False
+            if last is not False:
+                log.warning("readiness_check_failed", error=type(error).__name__)
+        if now is not last:
+            log.info("readiness_changed", ready=now)
+            code = health_pb2.HealthCheckResponse.SERVING if now else health_pb2.HealthCheckResponse.NOT_SERVING
+            for name in names:
+                await status.set(name, code)
+            last = now
+        await asyncio.sleep(READINESS_PERIOD_S)

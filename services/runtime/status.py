@@ -1,0 +1,125 @@
+"""The one table from errors to gRPC status, with google.rpc details, and back from an upstream's status."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import grpc
+from foresight.errors.v1 import errors_pb2
+from foresight.values import InvalidValue
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.rpc import error_details_pb2, status_pb2
+
+from services.runtime import errors
+
+ERROR_DOMAIN = "foresight"
+DETAILS_KEY = "grpc-status-details-bin"
+MESSAGE_CHARACTERS_MAX = 2_000
+VIOLATIONS_MAX = 50
+INTERNAL_MESSAGE = "internal error; the service's log has the details under this request id"
+
+# The most specific type comes first where one derives from another.
+STATUS_TABLE: Sequence[tuple[type[Exception], grpc.StatusCode, errors_pb2.ErrorReason.ValueType]] = (
+    (InvalidValue, grpc.StatusCode.INVALID_ARGUMENT, errors_pb2.ERROR_REASON_INVALID_FIELD),
+    (errors.NotFound, grpc.StatusCode.NOT_FOUND, errors_pb2.ERROR_REASON_NOT_FOUND),
+    (errors.FeatureMissing, grpc.StatusCode.NOT_FOUND, errors_pb2.ERROR_REASON_FEATURE_MISSING),
+    (errors.AlreadyExists, grpc.StatusCode.ALREADY_EXISTS, errors_pb2.ERROR_REASON_ALREADY_EXISTS),
+    (errors.StaleEtag, grpc.StatusCode.ABORTED, errors_pb2.ERROR_REASON_STALE_ETAG),
+    (errors.ModelNotReady, grpc.StatusCode.FAILED_PRECONDITION, errors_pb2.ERROR_REASON_MODEL_NOT_READY),
+    (errors.TransformMismatch, grpc.StatusCode.FAILED_PRECONDITION, errors_pb2.ERROR_REASON_TRANSFORM_MISMATCH),
+    (errors.FailedPrecondition, grpc.StatusCode.FAILED_PRECONDITION, errors_pb2.ERROR_REASON_FAILED_PRECONDITION),
+    (errors.OutOfRange, grpc.StatusCode.OUT_OF_RANGE, errors_pb2.ERROR_REASON_OUT_OF_RANGE),
+    (errors.SpoolFull, grpc.StatusCode.RESOURCE_EXHAUSTED, errors_pb2.ERROR_REASON_SPOOL_FULL),
+    (errors.LimitExceeded, grpc.StatusCode.RESOURCE_EXHAUSTED, errors_pb2.ERROR_REASON_LIMIT_EXCEEDED),
+    (errors.PermissionDenied, grpc.StatusCode.PERMISSION_DENIED, errors_pb2.ERROR_REASON_PERMISSION_DENIED),
+    (errors.DataLoss, grpc.StatusCode.DATA_LOSS, errors_pb2.ERROR_REASON_DATA_LOSS),
+    (errors.Unavailable, grpc.StatusCode.UNAVAILABLE, errors_pb2.ERROR_REASON_UNAVAILABLE),
+)
+
+
+class MalformedMessage(Exception):
+    """The bytes of a request are not a message of the expected type."""
+
+
+def status_of(error: Exception) -> tuple[grpc.StatusCode, status_pb2.Status]:
+    """The status of an error; anything that is not in the table is INTERNAL with a fixed text."""
+    if isinstance(error, MalformedMessage):
+        code = grpc.StatusCode.INVALID_ARGUMENT
+        malformed = errors_pb2.ERROR_REASON_MALFORMED_MESSAGE
+        return code, _status(code, malformed, "the request is not a valid message", {})
+    for type, code, reason in STATUS_TABLE:
+        if isinstance(error, type):
+            if isinstance(error, InvalidValue):
+                status = _status(code, reason, str(error)[:MESSAGE_CHARACTERS_MAX], {})
+                violations = [
+                    error_details_pb2.BadRequest.FieldViolation(field=v.field, description=v.description)
+                    for v in error.violations[:VIOLATIONS_MAX]
+                ]
+                status.details.append(_packed(error_details_pb2.BadRequest(field_violations=violations)))
+                return code, status
+            assert isinstance(error, errors.ServiceError)
+            return code, _status(code, reason, error.message[:MESSAGE_CHARACTERS_MAX], error.metadata)
+    code = grpc.StatusCode.INTERNAL
+    return code, _status(code, errors_pb2.ERROR_REASON_INTERNAL, INTERNAL_MESSAGE, {})
+
+
+def unimplemented() -> status_pb2.Status:
+    """The status of a method that the server does not have."""
+    reason = errors_pb2.ERROR_REASON_UNIMPLEMENTED
+    return _status(grpc.StatusCode.UNIMPLEMENTED, reason, "the service has no such method", {})
+
+
+def upstream_error(error: grpc.RpcError, upstream: str) -> Exception:
+    """The error that a call to another service means here.
+
+    Its own NOT_FOUND, FAILED_PRECONDITION, ... keep their meaning; what is only between the two services
+    (INVALID_ARGUMENT, UNIMPLEMENTED, INTERNAL) is a bug here: it is returned unchanged, hence INTERNAL.
+    """
+    code = error.code() if hasattr(error, "code") else grpc.StatusCode.UNKNOWN
+    text = (error.details() if hasattr(error, "details") else None) or ""
+    if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED):
+        # The upstream's own text may be gRPC's and name a socket.
+        return errors.Unavailable(f"the {upstream} does not answer", upstream=upstream)
+    for type, known, _ in reversed(STATUS_TABLE):
+        if (
+            code is known
+            and issubclass(type, errors.ServiceError)
+            and type
+            not in (
+                errors.NotFound,
+                errors.FeatureMissing,
+            )
+        ):
+            return type(text, upstream=upstream)
+    if code is grpc.StatusCode.NOT_FOUND:
+        metadata = error_metadata(error)
+        return errors.NotFound(metadata.get("kind", "thing"), metadata.get("name", text))
+    return error
+
+
+def error_metadata(error: grpc.RpcError) -> dict[str, str]:
+    """The metadata of the ErrorInfo in an RPC error's trailing metadata; empty without one."""
+    trailing: Any = error.trailing_metadata() if hasattr(error, "trailing_metadata") else None
+    for key, value in trailing or ():
+        if key == DETAILS_KEY:
+            status = status_pb2.Status.FromString(value if isinstance(value, bytes) else value.encode())
+            for detail in status.details:
+                info = error_details_pb2.ErrorInfo()
+                if detail.Unpack(info):
+                    return dict(info.metadata)
+    return {}
+
+
+def _status(
+    code: grpc.StatusCode, reason: errors_pb2.ErrorReason.ValueType, text: str, metadata: dict[str, str]
+) -> status_pb2.Status:
+    name = errors_pb2.ErrorReason.Name(reason).removeprefix("ERROR_REASON_")
+    info = error_details_pb2.ErrorInfo(domain=ERROR_DOMAIN, reason=name, metadata=metadata)
+    return status_pb2.Status(code=code.value[0], message=text, details=[_packed(info)])
+
+
+def _packed(message: Any) -> AnyMessage:
+    packed = AnyMessage()
+    packed.Pack(message)
+    return packed
