@@ -1,0 +1,1 @@
+"""How Foresight is run: the local stack, and the configuration of Prometheus and Grafana."""
