@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,9 +61,9 @@ def postgres_server() -> Iterator[PostgresServer]:
 
 
 @pytest.fixture
-def postgres_url(postgres_server: PostgresServer) -> Iterator[MakeDatabase]:
+def postgres_url(postgres_server: PostgresServer) -> MakeDatabase:
     """Makes fresh databases: `postgres_url("logger")` answers the settings of one, also inside a running loop."""
-    yield lambda schema: _run_apart(postgres_server, f"{schema}_{next(_NUMBERS)}")
+    return lambda schema: _run_apart(postgres_server, f"{schema}_{next(_NUMBERS)}")
 
 
 _NUMBERS = itertools.count()
@@ -70,8 +71,6 @@ _NUMBERS = itertools.count()
 
 def _run_apart(server: PostgresServer, name: str) -> DatabaseSettings:
     # The test may have a running event loop already; a thread has none.
-    from concurrent.futures import ThreadPoolExecutor
-
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(asyncio.run, server.create_database(name)).result()
 
