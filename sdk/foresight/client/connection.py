@@ -1,0 +1,202 @@
+"""The connection to a Foresight gateway: gRPC over mutual TLS, with deadlines and retries.
+
+One channel per connection; it connects at the first call, may be shared by threads, and must not be used in a
+process forked from the one that made it. An answer UNAVAILABLE is asked for again with jittered exponential backoff
+until `retry_s` has passed; a stream starts again from its beginning. What a repeated call leaves behind, when the
+answer to the first one was lost, is said at each method that changes something.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import grpc
+from foresight.client.errors import NotConnected, Unavailable
+from foresight.client.statuses import error_of
+
+T = TypeVar("T")
+Request = TypeVar("Request")
+Response = TypeVar("Response")
+
+MESSAGE_BYTES_MAX = 16 << 20
+PAUSE_MIN_S = 0.05
+PAUSE_MAX_S = 2.0
+STATE_VERSION = 1
+
+CALL_S = 30.0
+PREDICT_S = 5.0
+READ_S = 120.0
+TRAIN_S = 900.0
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where the gateway is, and the files that prove who is who: PEM certificates and the caller's key."""
+
+    address: str
+    ca: Path
+    certificate: Path
+    key: Path
+
+    @classmethod
+    def local(cls, state: Path | str | None = None, identity: str = "operator") -> Target:
+        """The local stack of a state folder; default: $FORESIGHT_STATE, else ./var/foresight."""
+        folder = Path(state or os.environ.get("FORESIGHT_STATE") or "var/foresight")
+        try:
+            stack = json.loads((folder / "foresight.json").read_text())
+        except FileNotFoundError:
+            raise NotConnected(f"no local stack in {folder}; start one with `foresight up`") from None
+        except (OSError, ValueError) as error:
+            raise NotConnected(f"the file foresight.json in {folder} cannot be read: {error}") from None
+        if stack.get("version") != STATE_VERSION:
+            raise NotConnected(f"the stack in {folder} was made by another version of Foresight")
+        if identity not in stack["identities"]:
+            raise NotConnected(f"the stack in {folder} has no identity {identity}, only {sorted(stack['identities'])}")
+        files = stack["identities"][identity]
+        return cls(stack["gateway"], Path(stack["ca"]), Path(files["certificate"]), Path(files["key"]))
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """How long and how often UNAVAILABLE is tried again. Clock, sleep and randomness can be replaced in tests."""
+
+    seconds: float = 30.0
+    clock: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
+    jitter: Callable[[], float] = random.random
+
+    def run(self, attempt: Callable[[], T], recovered: Callable[[], T | None] | None = None) -> T:
+        """The result of the first attempt that is not Unavailable.
+
+        `recovered` is asked before each further attempt whether an earlier one went through after all.
+        """
+        give_up = self.clock() + self.seconds
+        ceiling = PAUSE_MIN_S
+        while True:
+            try:
+                return attempt()
+            except Unavailable as error:
+                pause = ceiling * (0.5 + self.jitter() / 2)
+                if error.reason == "CERTIFICATE" or self.clock() + pause > give_up:
+                    raise
+            self.sleep(pause)
+            ceiling = min(2 * ceiling, PAUSE_MAX_S)
+            if recovered is not None and (result := self.run(recovered)) is not None:
+                return result
+
+
+class Connection:
+    """A channel with Foresight's rules for deadlines, retries and errors; see the module."""
+
+    def __init__(self, channel: grpc.Channel, address: str, retry: Retry) -> None:
+        self.channel = channel
+        self.address = address
+        self.retry = retry
+
+    @classmethod
+    def open(cls, target: Target, retry: Retry) -> Connection:
+        """A connection to `target`; nothing is sent yet. Raises NotConnected when a file cannot be read."""
+        try:
+            credentials = grpc.ssl_channel_credentials(
+                root_certificates=target.ca.read_bytes(),
+                private_key=target.key.read_bytes(),
+                certificate_chain=target.certificate.read_bytes(),
+            )
+        except OSError as error:
+            raise NotConnected(f"cannot read {error.filename}: {error.strerror}") from None
+        return cls(grpc.secure_channel(target.address, credentials, options_for(target.address)), target.address, retry)
+
+    def close(self) -> None:
+        """Ends the connection; calls under way are cancelled."""
+        self.channel.close()
+
+    def call(
+        self,
+        method: grpc.UnaryUnaryMultiCallable[Request, Response],
+        request: Request,
+        timeout_s: float = CALL_S,
+        recovered: Callable[[], Response | None] | None = None,
+    ) -> Response:
+        """Calls with one request and one answer; the deadline counts anew for each attempt."""
+        return self.retry.run(lambda: self.call_once(method, request, timeout_s), recovered)
+
+    def call_once(
+        self, method: grpc.UnaryUnaryMultiCallable[Request, Response], request: Request, timeout_s: float = CALL_S
+    ) -> Response:
+        """As `call`, without any retry."""
+        try:
+            return method(request, timeout=timeout_s)
+        except grpc.RpcError as error:
+            raise error_of(error, self.address) from None
+
+    def upload(
+        self,
+        method: grpc.StreamUnaryMultiCallable[Request, Response],
+        requests: Callable[[], Iterator[Request]],
+        timeout_s: float,
+    ) -> Response:
+        """Sends the stream that `requests` makes, once per attempt, and returns the answer."""
+
+        def attempt() -> Response:
+            try:
+                return method(requests(), timeout=timeout_s)
+            except grpc.RpcError as error:
+                raise error_of(error, self.address) from None
+
+        return self.retry.run(attempt)
+
+    def download(
+        self,
+        start: Callable[[], Iterable[Response]],
+        read: Callable[[Iterator[Response]], T],
+    ) -> T:
+        """What `read` makes of the stream that `start` opens; both are called once per attempt."""
+
+        def attempt() -> T:
+            stream: Any = start()
+            try:
+                return read(self._translated(stream))
+            finally:
+                # A reader that stopped early must not leave the call open.
+                stream.cancel()
+
+        return self.retry.run(attempt)
+
+    def _translated(self, stream: Iterable[Response]) -> Iterator[Response]:
+        try:
+            yield from stream
+        except grpc.RpcError as error:
+            raise error_of(error, self.address) from None
+
+
+class Calls:
+    """A part of the client: the calls about one noun, over a shared connection."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+
+def options_for(address: str) -> list[tuple[str, Any]]:
+    """The channel's options: 16 MiB messages, quick reconnects after a restart, pings while calls are under way."""
+    options: list[tuple[str, Any]] = [
+        ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
+        ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.min_reconnect_backoff_ms", 100),
+        ("grpc.max_reconnect_backoff_ms", 1_000),
+        ("grpc.keepalive_time_ms", 30_000),
+        ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.http2.max_pings_without_data", 0),
+    ]
+    host = address.rpartition(":")[0]
+    if host in ("localhost", "[::1]") or host.startswith("127."):
+        # A proxy named in the environment cannot reach this machine's loopback.
+        options.append(("grpc.enable_http_proxy", 0))
+    return options

@@ -1,0 +1,294 @@
+"""Feature groups and feature views: define, write, read, and join as of a time."""
+
+from __future__ import annotations
+
+import inspect
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, NamedTuple, TypeVar
+
+import pyarrow as pa
+from foresight.client.connection import READ_S, Calls, Connection
+from foresight.client.errors import InvalidArgument
+from foresight.client.frames import DELETED, EVENT_TIME, KNOWN_AT, Output, Progress, from_table, read_table, to_table
+from foresight.feature_store.v1 import offline_pb2, offline_pb2_grpc, registry_pb2, registry_pb2_grpc
+from foresight.transforms import source_sha256
+from foresight.types.v1 import types_pb2
+from foresight.values import FeatureGroup, FeatureView, Field, InvalidValue, Transform
+from foresight.wire import (
+    decode_group,
+    decode_instant,
+    decode_view,
+    encode_group,
+    encode_instant,
+    encode_table,
+    encode_view,
+)
+from google.protobuf.timestamp_pb2 import Timestamp
+
+Thing = TypeVar("Thing", FeatureGroup, FeatureView)
+# How long a client trusts what it knows of a group's columns, seconds; a write that is refused looks again at once.
+_GROUP_KNOWN_S = 30.0
+
+
+class VersionRef(NamedTuple):
+    """A name and a version."""
+
+    name: str
+    version: int
+
+    def __str__(self) -> str:
+        return f"{self.name} v{self.version}"
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """An accepted write. `duplicate`: the write id had been committed before, nothing was written now."""
+
+    number: int
+    committed_at: datetime
+    rows: int
+    duplicate: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """What `register` answers: the thing as it is now, and whether this call made a new version."""
+
+    thing: FeatureGroup | FeatureView
+    created: bool
+
+
+def transform(function: Callable[..., Any], *, inputs: Sequence[str], output: Field) -> Transform:
+    """An on-demand transform for a view, see `foresight.transforms`.
+
+    `function` is an ordinary function at the top of an importable module. Services must trust that module, and have
+    the same source. Raises InvalidValue for lambdas, nested functions and functions of a script.
+    """
+    if not inspect.isfunction(function):
+        raise InvalidValue("function", "is not an ordinary Python function")
+    if "<" in function.__qualname__ or "." in function.__qualname__:
+        raise InvalidValue("function", f"{function.__qualname__} is not at the top of its module")
+    if function.__module__ == "__main__":
+        raise InvalidValue("function", f"{function.__name__} is in a script; services can only import it from a module")
+    return Transform(
+        output=output,
+        function=f"{function.__module__}:{function.__name__}",
+        source_sha256=source_sha256(function),
+        inputs=tuple(inputs),
+    )
+
+
+class FeatureCalls(Calls):
+    """Calls about groups, views and their rows."""
+
+    def __init__(self, connection: Connection) -> None:
+        super().__init__(connection)
+        self._registry = registry_pb2_grpc.FeatureRegistryServiceStub(connection.channel)
+        self._offline = offline_pb2_grpc.OfflineFeatureServiceStub(connection.channel)
+        self._known: dict[str, tuple[float, FeatureGroup]] = {}
+
+    def apply(self, *things: FeatureGroup | FeatureView) -> list[FeatureGroup | FeatureView]:
+        """Registers groups and views, groups first, and returns them as registered, in the order given.
+
+        Identical content answers the version that is there; other content makes the next version.
+        """
+        return [registration.thing for registration in self.register(*things)]
+
+    def register(self, *things: FeatureGroup | FeatureView) -> list[Registration]:
+        """As `apply`, and says what is new."""
+        groups_first = sorted(things, key=lambda thing: isinstance(thing, FeatureView))
+        registered = {id(thing): self._register(thing) for thing in groups_first}
+        return [registered[id(thing)] for thing in things]
+
+    def groups(self) -> list[FeatureGroup]:
+        """The latest version of every group, those derived from the prediction log included."""
+        response = self._connection.call(self._registry.ListFeatureGroups, registry_pb2.ListFeatureGroupsRequest())
+        return [decode_group(group, derived=True) for group in response.groups]
+
+    def group(self, name: str, version: int = 0) -> FeatureGroup:
+        """One group; version 0 is the latest. Raises NotFound."""
+        return decode_group(self._describe(name, version).group, derived=True)
+
+    def count_rows(self, group: str, version: int = 0) -> int:
+        """Rows of a group, tombstones and corrections counted."""
+        return int(self._describe(group, version).rows)
+
+    def views(self) -> list[FeatureView]:
+        """The latest version of every view."""
+        response = self._connection.call(self._registry.ListFeatureViews, registry_pb2.ListFeatureViewsRequest())
+        return [decode_view(view) for view in response.views]
+
+    def view(self, name: str, version: int = 0) -> FeatureView:
+        """One view; version 0 is the latest. Raises NotFound."""
+        return describe_view(self._connection, name, version)
+
+    def write(
+        self,
+        group: str,
+        data: Any,
+        *,
+        write_id: str | None = None,
+        progress: Progress | None = None,
+        timeout_s: float = READ_S,
+    ) -> Commit:
+        """Appends rows as one commit: all become visible at once, or none.
+
+        `data` (see `frames.to_table`) has the group's keys, `event_time`, its features (a missing column is NULL)
+        and optionally `known_at` and `deleted`. Without a `write_id` one is made, so that a retry never writes twice;
+        give one of your own to make a re-run of a pipeline harmless too.
+        """
+        write_id = write_id or str(uuid.uuid4())
+        asked, known = time.monotonic(), self._known.get(group)
+        if known is not None and asked - known[0] < _GROUP_KNOWN_S:
+            try:
+                return self._write(known[1], data, write_id, progress, timeout_s)
+            except (InvalidArgument, InvalidValue):
+                # Perhaps the group has a new version with other columns.
+                latest = self.group(group)
+                self._known[group] = asked, latest
+                if latest.version == known[1].version:
+                    raise
+                return self._write(latest, data, write_id, progress, timeout_s)
+        latest = self.group(group)
+        self._known[group] = asked, latest
+        return self._write(latest, data, write_id, progress, timeout_s)
+
+    def read(
+        self,
+        group: str,
+        *,
+        version: int = 0,
+        from_event_time: datetime | None = None,
+        to_event_time: datetime | None = None,
+        latest: bool = False,
+        commit: int = 0,
+        output: Output = "pandas",
+        progress: Progress | None = None,
+        timeout_s: float = READ_S,
+    ) -> Any:
+        """The rows of a group with `from_event_time <= event_time < to_event_time`, in commit order, as a DataFrame.
+
+        `latest`: only the latest row per key, without tombstones. `commit`: only commits up to that one.
+        Columns: keys, `event_time`, features, `known_at`, `commit`, `deleted`.
+        """
+        request = offline_pb2.ReadFeaturesRequest(
+            group=types_pb2.VersionRef(name=group, version=version),
+            from_event_time=encode_optional(from_event_time),
+            to_event_time=encode_optional(to_event_time),
+            commit=commit,
+            latest_only=latest,
+        )
+        return from_table(read_rows(self._connection, request, progress, timeout_s), output)
+
+    def read_as_of(
+        self,
+        view: str,
+        spine: Any,
+        *,
+        version: int = 0,
+        known_by: bool = False,
+        commit: int = 0,
+        output: Output = "pandas",
+        progress: Progress | None = None,
+        timeout_s: float = READ_S,
+    ) -> Any:
+        """Joins each row of `spine` with the features of a view as of the row's `event_time`.
+
+        `spine` has the view's entity keys, `event_time` and request features; other columns are passed through.
+        One output row per spine row, in order; missing is NULL. `known_by`: only what was known by then.
+        """
+        described = self.view(view, version)
+        table = to_table(spine, spine_fields(described))
+        header = offline_pb2.AsOfHeader(
+            view=types_pb2.VersionRef(name=view, version=described.version), known_by=known_by, commit=commit
+        )
+
+        def requests() -> Iterator[offline_pb2.ReadAsOfRequest]:
+            yield offline_pb2.ReadAsOfRequest(header=header)
+            for chunk in upload_chunks(table, progress):
+                yield offline_pb2.ReadAsOfRequest(arrow=chunk)
+
+        joined = self._connection.download(
+            lambda: self._offline.ReadAsOf(requests(), timeout=timeout_s),
+            lambda parts: read_table((part.arrow for part in parts), progress),
+        )
+        return from_table(joined, output)
+
+    def _register(self, thing: FeatureGroup | FeatureView) -> Registration:
+        if isinstance(thing, FeatureGroup):
+            answer = self._connection.call(
+                self._registry.RegisterFeatureGroup, registry_pb2.RegisterFeatureGroupRequest(group=encode_group(thing))
+            )
+            group = decode_group(answer.group)
+            self._known[group.name] = time.monotonic(), group
+            return Registration(group, answer.created)
+        if isinstance(thing, FeatureView):
+            response = self._connection.call(
+                self._registry.RegisterFeatureView, registry_pb2.RegisterFeatureViewRequest(view=encode_view(thing))
+            )
+            return Registration(decode_view(response.view), response.created)
+        raise InvalidValue("things", f"a {type(thing).__name__} is neither a FeatureGroup nor a FeatureView")
+
+    def _describe(self, name: str, version: int) -> registry_pb2.GetFeatureGroupResponse:
+        request = registry_pb2.GetFeatureGroupRequest(group=types_pb2.VersionRef(name=name, version=version))
+        return self._connection.call(self._registry.GetFeatureGroup, request)
+
+    def _write(
+        self, group: FeatureGroup, data: Any, write_id: str, progress: Progress | None, timeout_s: float
+    ) -> Commit:
+        table = to_table(data, (*group.entity_keys, EVENT_TIME, *group.features, KNOWN_AT, DELETED))
+        # Version 0: what is known here may be some seconds old, and rows belong to the latest version.
+        header = offline_pb2.WriteHeader(group=types_pb2.VersionRef(name=group.name), write_id=write_id)
+
+        def requests() -> Iterator[offline_pb2.WriteFeaturesRequest]:
+            yield offline_pb2.WriteFeaturesRequest(header=header)
+            for chunk in upload_chunks(table, progress):
+                yield offline_pb2.WriteFeaturesRequest(arrow=chunk)
+
+        response = self._connection.upload(self._offline.WriteFeatures, requests, timeout_s)
+        committed_at = decode_instant(response.committed_at, "committed_at")
+        return Commit(response.commit, committed_at, response.rows, response.duplicate)
+
+
+def describe_view(connection: Connection, name: str, version: int) -> FeatureView:
+    """One view; version 0 is the latest."""
+    registry = registry_pb2_grpc.FeatureRegistryServiceStub(connection.channel)
+    request = registry_pb2.GetFeatureViewRequest(view=types_pb2.VersionRef(name=name, version=version))
+    return decode_view(connection.call(registry.GetFeatureView, request).view)
+
+
+def read_rows(
+    connection: Connection, request: offline_pb2.ReadFeaturesRequest, progress: Progress | None, timeout_s: float
+) -> pa.Table:
+    """The rows of a group."""
+    offline = offline_pb2_grpc.OfflineFeatureServiceStub(connection.channel)
+    return connection.download(
+        lambda: offline.ReadFeatures(request, timeout=timeout_s),
+        lambda parts: read_table((part.arrow for part in parts), progress),
+    )
+
+
+def encode_optional(instant: datetime | None) -> Timestamp | None:
+    """The message of an instant that may be left out."""
+    return None if instant is None else encode_instant(instant)
+
+
+def spine_fields(view: FeatureView) -> tuple[Field, ...]:
+    """The columns of a spine whose types the view says."""
+    return (*view.entity_keys, EVENT_TIME, *view.request_features, view.label)
+
+
+def upload_chunks(table: pa.Table, progress: Progress | None = None) -> Iterator[bytes]:
+    """The chunks of a table; `progress` hears ("uploading", about how many rows are sent)."""
+    sent, size = 0, max(table.nbytes, 1)
+    for chunk in encode_table(table):
+        yield chunk
+        sent += len(chunk)
+        if progress is not None:
+            progress("uploading", min(table.num_rows, table.num_rows * sent // size))
+    if progress is not None:
+        progress("uploading", table.num_rows)

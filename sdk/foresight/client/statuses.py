@@ -1,0 +1,76 @@
+"""From a gRPC status, with its google.rpc details, to the error that a caller sees."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import grpc
+from foresight.client.errors import BY_CODE, ForesightError, NotConnected, Unavailable
+from foresight.values import Violation
+from google.protobuf.message import DecodeError
+from google.rpc import error_details_pb2, status_pb2
+
+_DETAILS_KEY = "grpc-status-details-bin"
+# A stream whose service dies after its first message ends with what HTTP/2 says, not with a service's status.
+_BROKEN_STREAM = re.compile(
+    r"RST_STREAM|GOAWAY|Stream removed|[Cc]onnection reset|Socket closed|upstream connect error"
+)
+_UNREACHABLE = re.compile(
+    r"failed to connect|connections to all backends|DNS resolution|[Nn]ame resolution|empty address"
+)
+_REFUSED_CERTIFICATE = re.compile(r"SSL|TLS|certificate|handshak", re.IGNORECASE)
+_CAUSE = re.compile(r"Connection refused|Connection reset|No route to host|Network is unreachable|timed? ?out", re.I)
+
+
+def error_of(error: grpc.RpcError, address: str) -> ForesightError:
+    """The error of a failed call through the gateway at `address`."""
+    known: Any = error
+    code = str(known.code().name) if hasattr(error, "code") else "UNKNOWN"
+    text = str(known.details() or "") if hasattr(error, "details") else ""
+    status = _status_of(error)
+    if status is None:
+        return _without_status(code, text, address)
+    info = error_details_pb2.ErrorInfo()
+    violations: list[Violation] = []
+    for detail in status.details:
+        request = error_details_pb2.BadRequest()
+        if detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):
+            detail.Unpack(info)
+        elif detail.Unpack(request):
+            violations = [Violation(v.field, v.description) for v in request.field_violations]
+    kind = BY_CODE.get(code, ForesightError)
+    message = status.message or text or code
+    return kind(message, code=code, reason=info.reason, violations=violations, metadata=info.metadata)
+
+
+def _status_of(error: grpc.RpcError) -> status_pb2.Status | None:
+    known: Any = error
+    trailing = known.trailing_metadata() if hasattr(error, "trailing_metadata") else None
+    for key, value in trailing or ():
+        if key == _DETAILS_KEY:
+            try:
+                return status_pb2.Status.FromString(value if isinstance(value, bytes) else value.encode("latin-1"))
+            except DecodeError:
+                return None
+    return None
+
+
+def _without_status(code: str, text: str, address: str) -> ForesightError:
+    """The error of a call that no service answered: gRPC or the gateway itself says what is wrong."""
+    if code == "UNAVAILABLE" and _UNREACHABLE.search(text):
+        if _REFUSED_CERTIFICATE.search(text):
+            return NotConnected(
+                f"the gateway at {address} and this client do not trust each other's certificates", reason="CERTIFICATE"
+            )
+        cause = _CAUSE.search(text)
+        return NotConnected(f"no Foresight answers at {address}" + (f" ({cause[0].lower()})" if cause else ""))
+    if code in ("UNAVAILABLE", "INTERNAL", "UNKNOWN", "CANCELLED") and _BROKEN_STREAM.search(text):
+        return Unavailable(f"the service behind the gateway at {address} does not answer")
+    if code == "UNAVAILABLE":
+        return Unavailable(f"Foresight at {address} does not answer: {text[:200]}")
+    if code == "DEADLINE_EXCEEDED":
+        return BY_CODE[code]("no answer came in time; give the call a larger timeout_s")
+    if code == "PERMISSION_DENIED":
+        return BY_CODE[code]("the certificate of this client does not allow the call")
+    return BY_CODE.get(code, ForesightError)(text or code, code=code)
