@@ -1,0 +1,272 @@
+"""Records and outcomes on the wire: decoding checks everything that does not depend on state."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+from foresight.logger.v1 import outcome_pb2, prediction_log_pb2
+from foresight.types.v1 import types_pb2
+from foresight.values import Column, InvalidValue, check_name, instant_from_micros, micros_from_instant
+from foresight.values.errors import quoted
+from foresight.values.features import LABEL_TYPES
+from foresight.values.names import check_text
+from foresight.wire import decode_column, decode_columns, decode_instant, encode_column, encode_instant
+
+from services.logger.entries import Entry
+from services.logger.outcomes import OUTCOMES_MAX, Claims, LoggedOutcome, Outcome
+from services.logger.records import PREDICTIONS_MAX, Incarnation, LogRecord, QuarantinedRange
+from services.logger.scalars import decode_scalar, encode_rows
+from services.logger.targets import target_of_id, targets_of_keys
+from services.runtime.errors import LimitExceeded
+
+RECORDS_MAX = 1_000
+RANGES_MAX = 1_000
+APPEND_BYTES_MAX = 4 << 20
+# A record must fit into an answer of 4 MiB together with what surrounds it there.
+RECORD_BYTES_MAX = APPEND_BYTES_MAX - 4_096
+STATUS_MAX = 5
+POLICY_MAX = 3
+_UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\Z")
+_SHA256 = re.compile(r"[0-9a-f]{64}\Z")
+_REPLICA = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z")
+
+
+def decode_append(
+    request: prediction_log_pb2.AppendRecordsRequest,
+) -> tuple[list[LogRecord], list[QuarantinedRange]]:
+    """The records and ranges of a request; InvalidValue names `records[i]` or `quarantined[i]` and the field.
+
+    Raises LimitExceeded when the records are too many or too large together.
+    """
+    if len(request.records) > RECORDS_MAX:
+        raise LimitExceeded(f"more than {RECORDS_MAX:,} records; send fewer at once", limit="records")
+    if len(request.quarantined) > RANGES_MAX:
+        raise LimitExceeded(f"more than {RANGES_MAX:,} ranges; send fewer at once", limit="quarantined")
+    records = []
+    size = 0
+    for i, message in enumerate(request.records):
+        try:
+            records.append(_decode_record(message))
+        except InvalidValue as error:
+            raise error.within(f"records[{i}]") from None
+        size += len(records[-1].payload)
+    if size > APPEND_BYTES_MAX:
+        raise LimitExceeded("the records are larger than 4 MiB together; send fewer at once", limit="append_bytes")
+    ranges = []
+    for i, lost in enumerate(request.quarantined):
+        try:
+            source = _decode_source(lost.replica, lost.incarnation)
+            ranges.append(QuarantinedRange(source, lost.first_sequence, lost.last_sequence, lost.reason))
+        except InvalidValue as error:
+            raise error.within(f"quarantined[{i}]") from None
+    return records, ranges
+
+
+def _decode_record(message: prediction_log_pb2.PredictionRecord) -> LogRecord:
+    payload = message.SerializeToString()
+    if len(payload) > RECORD_BYTES_MAX:
+        raise InvalidValue("", f"is larger than {RECORD_BYTES_MAX:,} bytes; cut it by rows")
+    n = len(message.prediction_ids)
+    if not 1 <= n <= PREDICTIONS_MAX:
+        raise InvalidValue("prediction_ids", f"are {n}, not 1 to {PREDICTIONS_MAX}")
+    source = _decode_source(message.replica, message.incarnation)
+    for i, prediction_id in enumerate(message.prediction_ids):
+        check_id(prediction_id, f"prediction_ids[{i}]")
+    check_text(message.request_id, "request_id")
+    check_text(message.caller, "caller")
+    check_name(message.deployment, "deployment")
+    _check_reference(message.model, "model")
+    _check_reference(message.view, "view")
+    _check_sha256(message.model_sha256, "model_sha256")
+    if message.transforms_sha256:
+        _check_sha256(message.transforms_sha256, "transforms_sha256")
+    for field in ("event_time", "served_at"):
+        if not message.HasField(field):
+            raise InvalidValue(field, "is required")
+    event_time = micros_from_instant(decode_instant(message.event_time))
+    decode_instant(message.served_at, "served_at")
+    keys = _decode_named(message.entity_keys, "entity_keys", n)
+    _decode_named(message.request_features, "request_features", n)
+    _check_features(message.features, n)
+    _check_sources(message.sources, n)
+    if not _decode_named(message.outputs, "outputs", n):
+        raise InvalidValue("outputs", "are empty")
+    return LogRecord(
+        source=source,
+        first_sequence=message.first_sequence,
+        prediction_ids=tuple(message.prediction_ids),
+        targets=tuple(targets_of_keys(message.deployment, keys, [event_time] * n)),
+        deployment=message.deployment,
+        view=message.view.name,
+        view_version=message.view.version,
+        event_time=event_time,
+        payload=payload,
+    )
+
+
+def check_id(prediction_id: str, field: str = "prediction_id") -> str:
+    """Returns the id when it is a UUID in its canonical form. Raises InvalidValue."""
+    if not _UUID.match(prediction_id):
+        raise InvalidValue(field, f"{quoted(prediction_id)} is not a UUID of 36 lower-case characters")
+    return prediction_id
+
+
+def _decode_source(replica: str, incarnation: str) -> Incarnation:
+    if not _REPLICA.match(replica):
+        raise InvalidValue("replica", "is not 1 to 63 letters, digits, dots, dashes and underscores")
+    return Incarnation(replica, check_id(incarnation, "incarnation"))
+
+
+def _check_reference(reference: types_pb2.VersionRef, field: str, *, reserved: bool = False) -> None:
+    check_name(reference.name, f"{field}.name", reserved=reserved)
+    if not 1 <= reference.version < 2**31:
+        raise InvalidValue(f"{field}.version", "is not a version from 1 on")
+
+
+def _check_sha256(digest: str, field: str) -> None:
+    if not _SHA256.match(digest):
+        raise InvalidValue(field, "is not 64 lower-case hex digits")
+
+
+def _decode_named(messages: Iterable[types_pb2.Column], field: str, rows: int | None) -> dict[str, Column]:
+    columns = decode_columns(messages, field, rows)
+    for name in columns:
+        check_name(name, field, reserved=True)
+    return columns
+
+
+def _check_features(features: Sequence[prediction_log_pb2.LoggedFeature], n: int) -> None:
+    _decode_named((feature.column for feature in features), "features", n)
+    for i, feature in enumerate(features):
+        _check_bytes(feature.statuses, f"features[{i}].statuses", n, 1, STATUS_MAX)
+        _check_bytes(feature.policies, f"features[{i}].policies", n, 0, POLICY_MAX)
+
+
+def _check_bytes(numbers: bytes, field: str, n: int, least: int, most: int) -> None:
+    if numbers and (len(numbers) != n or min(numbers) < least or max(numbers) > most):
+        raise InvalidValue(field, f"is not {n} bytes of {least} to {most}")
+
+
+def _check_sources(sources: Sequence[prediction_log_pb2.LoggedSource], n: int) -> None:
+    for i, source in enumerate(sources):
+        _check_reference(source.group, f"sources[{i}].group", reserved=True)
+        if len(source.commits) != n:
+            raise InvalidValue(f"sources[{i}].commits", f"are {len(source.commits)}, not {n}")
+        if len(source.event_time_micros) != n:
+            raise InvalidValue(f"sources[{i}].event_time_micros", f"are {len(source.event_time_micros)}, not {n}")
+        for micros in source.event_time_micros:
+            instant_from_micros(micros, f"sources[{i}].event_time_micros")
+
+
+def cut_record(payload: bytes, start: int, stop: int) -> bytes:
+    """The bytes of the record of the rows start to stop (exclusive)."""
+    whole = prediction_log_pb2.PredictionRecord.FromString(payload)
+    n = len(whole.prediction_ids)
+    for column in (
+        *whole.entity_keys,
+        *whole.request_features,
+        *(feature.column for feature in whole.features),
+        *whole.outputs,
+    ):
+        column.CopyFrom(_cut_column(column, start, stop))
+    for feature in whole.features:
+        feature.statuses = feature.statuses[start:stop]
+        feature.policies = feature.policies[start:stop]
+    for source in whole.sources:
+        _keep(source.event_time_micros, start, stop, n)
+        _keep(source.commits, start, stop, n)
+    _keep(whole.prediction_ids, start, stop, n)
+    whole.first_sequence += start
+    return whole.SerializeToString()
+
+
+def _cut_column(column: types_pb2.Column, start: int, stop: int) -> types_pb2.Column:
+    return encode_column(decode_column(column).take(range(start, stop)))
+
+
+def _keep(values: object, start: int, stop: int, n: int) -> None:
+    del values[stop:n]  # type: ignore[attr-defined]  # a repeated field
+    del values[:start]  # type: ignore[attr-defined]
+
+
+def decode_outcomes(request: outcome_pb2.RecordOutcomesRequest) -> Claims:
+    """The claims of a request. Raises InvalidValue."""
+    if not request.HasField("values"):
+        raise InvalidValue("values", "is required")
+    values = decode_column(request.values, "values") if request.values.name else _unnamed(request.values)
+    n = len(values)
+    if not 1 <= n <= OUTCOMES_MAX:
+        raise InvalidValue("values", f"are {n}, not 1 to {OUTCOMES_MAX}")
+    if values.type not in LABEL_TYPES:
+        raise InvalidValue("values", f"are {values.type.value}; outcomes are bool, int64, float64 or string")
+    if values.valid is not None:
+        raise InvalidValue("values", "have a NULL; what is not known yet is not sent")
+    revisions = list(request.revisions) or [0] * n
+    _check_rows(revisions, "revisions", n)
+    _check_instants(request.observed_at_micros, "observed_at_micros", n)
+    outcomes = tuple(
+        Outcome(revision, values.type, value, observed_at)
+        for revision, value, observed_at in zip(revisions, encode_rows(values), request.observed_at_micros, strict=True)
+    )
+    return Claims(tuple(_decode_targets(request, n)), outcomes, by_keys=not request.prediction_ids)
+
+
+def _unnamed(message: types_pb2.Column) -> Column:
+    """The column of values whose name nobody needs."""
+    named = types_pb2.Column()
+    named.CopyFrom(message)
+    named.name = "value"
+    return decode_column(named, "values")
+
+
+def _decode_targets(request: outcome_pb2.RecordOutcomesRequest, n: int) -> list[bytes]:
+    if request.prediction_ids:
+        if request.entity_keys or request.event_time_micros:
+            raise InvalidValue("entity_keys", "and event times go without prediction ids")
+        _check_rows(request.prediction_ids, "prediction_ids", n)
+        return [target_of_id(check_id(p, f"prediction_ids[{i}]")) for i, p in enumerate(request.prediction_ids)]
+    if not request.entity_keys:
+        raise InvalidValue("prediction_ids", "are empty and so are the entity keys: one of them is needed")
+    check_name(request.deployment, "deployment")
+    _check_instants(request.event_time_micros, "event_time_micros", n)
+    keys = _decode_named(request.entity_keys, "entity_keys", n)
+    return targets_of_keys(request.deployment, keys, request.event_time_micros)
+
+
+def _check_instants(instants: Sequence[int], field: str, n: int) -> None:
+    _check_rows(instants, field, n)
+    for i, micros in enumerate(instants):
+        instant_from_micros(micros, f"{field}[{i}]")
+
+
+def _check_rows(values: Sequence[object], field: str, n: int) -> None:
+    if len(values) != n:
+        raise InvalidValue(field, f"are {len(values)}, not {n} as the values")
+
+
+def encode_entries(entries: Sequence[Entry]) -> list[prediction_log_pb2.LogEntry]:
+    """The messages of entries of the log."""
+    messages = []
+    for entry in entries:
+        message = prediction_log_pb2.LogEntry(commit=entry.position)
+        if isinstance(entry.entry, LoggedOutcome):
+            message.outcome.CopyFrom(encode_outcome(entry.entry))
+        else:
+            message.record.ParseFromString(entry.entry)
+        messages.append(message)
+    return messages
+
+
+def encode_outcome(logged: LoggedOutcome) -> prediction_log_pb2.LoggedOutcome:
+    """The message of an outcome of a logged prediction."""
+    outcome = logged.outcome
+    value = Column.build("value", outcome.type, [decode_scalar(outcome.type, outcome.value)])
+    return prediction_log_pb2.LoggedOutcome(
+        prediction_id=logged.prediction_id,
+        deployment=logged.deployment,
+        view=types_pb2.VersionRef(name=logged.view, version=logged.view_version),
+        value=encode_column(value),
+        observed_at=encode_instant(instant_from_micros(outcome.observed_at)),
+        revision=outcome.revision,
+    )

@@ -1,0 +1,126 @@
+"""The prediction log: what is appended, claimed and read.
+
+Every entry, a record of predictions or an outcome, has a position of its own; positions are given out and become
+visible in order. An outcome comes after the prediction that it belongs to.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+
+import structlog
+from foresight.values import micros_from_instant
+
+from services.logger.entries import FoundPrediction, IncarnationLedger, Page
+from services.logger.metrics import LoggerMetrics
+from services.logger.outcomes import Claims, Plan, plan_outcomes
+from services.logger.postgres import LogStore
+from services.logger.records import Cut, LogRecord, QuarantinedRange, sort_out
+from services.runtime.clock import Clock
+from services.runtime.errors import LimitExceeded, NotFound, OutOfRange
+
+log = structlog.get_logger()
+
+PAGE_BYTES_MAX = (4 << 20) - 4_096
+HELD_MAX = 1_000_000
+CLOCK_SKEW_MAX = timedelta(minutes=5)
+REUSED_NAMED_MAX = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Appended:
+    """What an append changed; `head` is the log's last position after it."""
+
+    appended: int
+    duplicates: int
+    head: int
+
+
+class PredictionLog:
+    """The log over its store; `cut` takes rows out of a record's bytes."""
+
+    def __init__(self, store: LogStore, cut: Cut, clock: Clock, metrics: LoggerMetrics) -> None:
+        self._store = store
+        self._cut = cut
+        self._clock = clock
+        self._metrics = metrics
+
+    async def append(self, records: Sequence[LogRecord], quarantined: Sequence[QuarantinedRange]) -> Appended:
+        """Stores what is new, in one transaction, and attaches outcomes that were waiting for it.
+
+        A prediction that is there already is counted, never stored again; when only a part of a record is new,
+        that part is stored. Raises LimitExceeded when too many writers wait.
+        """
+        if not records and not quarantined:
+            return Appended(0, 0, (await self._store.state()).head)
+        async with self._store.writing() as writing:
+            known = await writing.known_predictions([i for record in records for i in record.prediction_ids])
+            result = await asyncio.to_thread(sort_out, records, known, self._cut)
+            sources = {record.source for record in records} | {lost.source for lost in quarantined}
+            await writing.open_incarnations(sources)
+            await writing.insert_records(result.fresh)
+            attached = await writing.attach_claims(result.fresh)
+            await writing.account_logged(result.fresh, result.duplicates)
+            newly_lost = await writing.account_quarantined(quarantined)
+        duplicates = sum(result.duplicates.values())
+        if result.reused:
+            log.warning("prediction_ids_reused", count=len(result.reused), examples=result.reused[:REUSED_NAMED_MAX])
+        self._metrics.predictions.inc(result.appended)
+        self._metrics.duplicates.inc(duplicates)
+        self._metrics.quarantined.inc(newly_lost)
+        self._metrics.outcomes_matched.inc(attached)
+        self._show(writing.head, writing.held)
+        return Appended(result.appended, duplicates, writing.head)
+
+    async def record_outcomes(self, claims: Claims) -> Plan:
+        """Attaches outcomes to their predictions, or holds them until those arrive: all of them, or none.
+
+        Raises OutOfRange for an outcome known later than now, AlreadyExists for one that contradicts an earlier
+        one, LimitExceeded when too many would be held or attached, or too many writers wait.
+        """
+        latest = micros_from_instant(self._clock() + CLOCK_SKEW_MAX)
+        for row, outcome in enumerate(claims.outcomes):
+            if outcome.observed_at > latest:
+                raise OutOfRange(f"observed_at_micros[{row}] lies in the future", row=str(row))
+        async with self._store.writing() as writing:
+            known = await writing.known_claims(claims)
+            plan = await asyncio.to_thread(plan_outcomes, claims, known)
+            await writing.attach(plan.attach)
+            await writing.keep(plan.keep)
+            if writing.held > HELD_MAX:
+                raise LimitExceeded(f"more than {HELD_MAX:,} outcomes wait for their prediction", limit="held_outcomes")
+        self._metrics.outcomes_matched.inc(plan.matched)
+        self._metrics.outcomes_held.inc(plan.held)
+        self._metrics.outcomes_duplicate.inc(plan.duplicates)
+        self._show(writing.head, writing.held)
+        return plan
+
+    async def read(self, cursor: int, page_size: int) -> Page:
+        """At most `page_size` entries and about 4 MiB after the cursor. Raises OutOfRange beyond the end."""
+        head, entries = await self._store.entries(cursor, page_size, PAGE_BYTES_MAX)
+        if cursor > head:
+            raise OutOfRange(f"the cursor {cursor} lies beyond the end of the log, {head}", head=str(head))
+        return Page(entries, entries[-1].position if entries else cursor, head)
+
+    async def find(self, prediction_id: str) -> FoundPrediction:
+        """One prediction. Raises NotFound when it has not arrived."""
+        found = await self._store.prediction(prediction_id)
+        if found is None:
+            raise NotFound("prediction", prediction_id)
+        return found
+
+    async def ledger(self) -> Sequence[IncarnationLedger]:
+        """The account of every incarnation, by replica and first arrival."""
+        return await self._store.ledger()
+
+    async def measure(self) -> None:
+        """Sets the gauges from what is stored."""
+        state = await self._store.state()
+        self._show(state.head, state.held)
+
+    def _show(self, head: int, held: int) -> None:
+        self._metrics.head.set(head)
+        self._metrics.held.set(held)

@@ -1,0 +1,141 @@
+"""Records of the prediction log: opaque bytes with the index that the log needs of them.
+
+What a prediction looks like is the predictor's matter; the log knows its id, its sequence number and its targets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from foresight.values import InvalidValue
+from foresight.values.names import check_text
+
+PREDICTIONS_MAX = 1_024
+SEQUENCE_MAX = 2**63 - 2
+
+# Cuts rows start to stop (exclusive) out of a record's bytes.
+Cut = Callable[[bytes, int, int], bytes]
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Incarnation:
+    """One life of a replica's process."""
+
+    replica: str
+    incarnation: str
+
+
+@dataclass(frozen=True, slots=True)
+class LogRecord:
+    """n predictions; prediction i has `prediction_ids[i]`, `targets[i]` and sequence number `first_sequence + i`."""
+
+    source: Incarnation
+    first_sequence: int
+    prediction_ids: tuple[str, ...]
+    targets: tuple[bytes, ...]
+    deployment: str
+    view: str
+    view_version: int
+    # Microseconds since the epoch.
+    event_time: int
+    payload: bytes
+
+    def __post_init__(self) -> None:
+        n = len(self.prediction_ids)
+        if not 1 <= n <= PREDICTIONS_MAX:
+            raise InvalidValue("prediction_ids", f"are {n}, not 1 to {PREDICTIONS_MAX}")
+        if len(set(self.prediction_ids)) != n:
+            raise InvalidValue("prediction_ids", "hold the same id twice")
+        if not 1 <= self.first_sequence <= SEQUENCE_MAX - n:
+            raise InvalidValue("first_sequence", "is not a number from 1 on")
+        assert len(self.targets) == n
+
+    @property
+    def last_sequence(self) -> int:
+        """Sequence number of the last prediction."""
+        return self.first_sequence + len(self.prediction_ids) - 1
+
+    def piece(self, start: int, stop: int, cut: Cut) -> LogRecord:
+        """The record of the rows start to stop (exclusive), which keep their sequence numbers."""
+        if start == 0 and stop == len(self.prediction_ids):
+            return self
+        return replace(
+            self,
+            first_sequence=self.first_sequence + start,
+            prediction_ids=self.prediction_ids[start:stop],
+            targets=self.targets[start:stop],
+            payload=cut(self.payload, start, stop),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class QuarantinedRange:
+    """Sequence numbers, both ends included, whose record was damaged in the spool."""
+
+    source: Incarnation
+    first_sequence: int
+    last_sequence: int
+    reason: str
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.first_sequence <= SEQUENCE_MAX:
+            raise InvalidValue("first_sequence", "is not a number from 1 on")
+        if not self.first_sequence <= self.last_sequence <= SEQUENCE_MAX:
+            raise InvalidValue("last_sequence", "lies before first_sequence or is too large")
+        check_text(self.reason, "reason")
+
+
+@dataclass(frozen=True, slots=True)
+class KnownPrediction:
+    """Where and as what a prediction was logged."""
+
+    source: Incarnation
+    sequence: int
+    target: bytes
+
+
+@dataclass(slots=True)
+class Sorted:
+    """Arriving records without the predictions that are known."""
+
+    fresh: list[LogRecord] = field(default_factory=list)
+    duplicates: dict[Incarnation, int] = field(default_factory=dict)
+    # Ids that came again with other content; the first content stays.
+    reused: list[str] = field(default_factory=list)
+
+    @property
+    def appended(self) -> int:
+        """Number of new predictions."""
+        return sum(len(record.prediction_ids) for record in self.fresh)
+
+
+def sort_out(records: Iterable[LogRecord], known: Mapping[str, KnownPrediction], cut: Cut) -> Sorted:
+    """Keeps of every record the runs of rows whose prediction is new; a run has consecutive sequence numbers.
+
+    An id that comes twice among the records counts as known the second time.
+    """
+    seen = dict(known)
+    result = Sorted()
+    for record in records:
+        fresh_rows = []
+        for row, prediction_id in enumerate(record.prediction_ids):
+            arrived = KnownPrediction(record.source, record.first_sequence + row, record.targets[row])
+            first = seen.setdefault(prediction_id, arrived)
+            if first is arrived:
+                fresh_rows.append(row)
+                continue
+            result.duplicates[record.source] = result.duplicates.get(record.source, 0) + 1
+            if first != arrived:
+                result.reused.append(prediction_id)
+        result.fresh.extend(record.piece(start, stop, cut) for start, stop in _runs(fresh_rows))
+    return result
+
+
+def _runs(rows: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Maximal runs of consecutive numbers of an ascending sequence, as (start, stop)."""
+    start = 0
+    for i in range(1, len(rows) + 1):
+        if i == len(rows) or rows[i] != rows[i - 1] + 1:
+            yield rows[start], rows[i - 1] + 1
+            start = i

@@ -1,0 +1,70 @@
+"""What an outcome is about: one prediction by its id, or all predictions with the same deployment, keys and event time.
+
+A target is a short byte string that begins with its kind. That of keys is a digest over a canonical encoding in
+which every part has its length or a fixed size, so that two different combinations never look the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+import uuid
+from collections.abc import Mapping, Sequence
+
+from foresight.values import Column, DataType, InvalidValue
+from foresight.values.errors import quoted
+from foresight.values.features import KEY_TYPES, KEYS_MAX
+
+from services.logger.scalars import encode_scalar
+
+DIGEST_BYTES = 16
+_TAGS = {DataType.INT64: b"i", DataType.STRING: b"s", DataType.BOOL: b"b"}
+_LENGTH = struct.Struct(">I")
+_INSTANT = struct.Struct(">q")
+
+
+def target_of_id(prediction_id: str) -> bytes:
+    """The target of one prediction; the id is a canonical UUID."""
+    return b"p" + uuid.UUID(prediction_id).bytes
+
+
+def id_of_target(target: bytes) -> str:
+    """The prediction id of `target_of_id`'s target."""
+    return str(uuid.UUID(bytes=target[1:]))
+
+
+def targets_of_keys(deployment: str, keys: Mapping[str, Column], event_times: Sequence[int]) -> list[bytes]:
+    """The targets of n predictions: n rows of each key column and n instants in microseconds since the epoch.
+
+    The order of the columns does not matter; NULL is a key value like any other. Raises InvalidValue for a column
+    that cannot be a key.
+    """
+    check_keys(keys)
+    start = _sized(deployment.encode()) + _LENGTH.pack(len(keys))
+    columns = [(_sized(name.encode()) + _TAGS[keys[name].type], keys[name]) for name in sorted(keys)]
+    targets = []
+    for row, event_time in enumerate(event_times):
+        parts = [start, _INSTANT.pack(event_time)]
+        for head, column in columns:
+            parts.append(head)
+            if column.is_valid(row):
+                parts.append(b"\x01" + _sized(encode_scalar(column.type, column.python(row))))
+            else:
+                parts.append(b"\x00")
+        targets.append(b"k" + hashlib.blake2b(b"".join(parts), digest_size=DIGEST_BYTES).digest())
+    return targets
+
+
+def check_keys(keys: Mapping[str, Column]) -> None:
+    """Raises InvalidValue for a column that cannot be an entity key, and for too many of them."""
+    if len(keys) > KEYS_MAX:
+        raise InvalidValue("entity_keys", f"are {len(keys)}, more than {KEYS_MAX}")
+    for column in keys.values():
+        if column.type not in KEY_TYPES:
+            raise InvalidValue(
+                "entity_keys", f"{quoted(column.name)} is {column.type.value}; keys are int64, string or bool"
+            )
+
+
+def _sized(data: bytes) -> bytes:
+    return _LENGTH.pack(len(data)) + data
