@@ -1,0 +1,313 @@
+"""The replay: history first, then March to December in four steps a day, as if it happened now.
+
+Each step writes what became known, records the outcomes of flights that landed, and asks for the flights that leave
+in 6 to 12 hours. Each evening the next day's schedule is scored in batch; at each month's end a challenger is
+trained on the first training set and the logged features, and judged on the last seven days.
+"""
+
+from __future__ import annotations
+
+import time
+import zlib
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from examples.flights import definitions as service
+from examples.flights.data import Year
+from examples.flights.pipelines import DelayStatistics, Landings, WeatherReports
+from foresight.client import Client, Decision, Logged, ModelVersion, TrainingDataset
+
+STEP = timedelta(hours=6)
+ASK_FROM, ASK_TO = timedelta(hours=6), timedelta(hours=12)
+START = datetime(2013, 3, 1, tzinfo=UTC)
+END = datetime(2014, 1, 1, tzinfo=UTC)
+# The last flights land on the morning of the second of January.
+OUTCOMES_UNTIL = datetime(2014, 1, 2, 12, tzinfo=UTC)
+JUDGED_ON = timedelta(days=7)
+HELD_OUT = timedelta(days=7)
+# Of 1,000 flights so many are asked for in a sampled year: a few hundred a day.
+SAMPLED_PER_MILLE = 270
+CLIENT_THREADS = 6
+UTC_HOUR_OF_EVENING = 0  # 19 or 20 o'clock in New York
+
+
+@dataclass(slots=True)
+class Throughput:
+    """Rows and seconds of one kind of work."""
+
+    rows: int = 0
+    seconds: float = 0.0
+
+    def add(self, rows: int, seconds: float) -> None:
+        """Counts finished work."""
+        self.rows += rows
+        self.seconds += seconds
+
+
+@dataclass(slots=True)
+class Record:
+    """What the clients saw; the report compares it with what the platform says."""
+
+    latencies_s: list[float] = field(default_factory=list)
+    prediction_ids: dict[str, str] = field(default_factory=dict)
+    answers: int = 0
+    outcomes: int = 0
+    decisions: list[Decision] = field(default_factory=list)
+    work: dict[str, Throughput] = field(default_factory=lambda: defaultdict(Throughput))
+
+    def timed(self, name: str, rows: int, call: Callable[[], Any]) -> Any:
+        """Runs a call and counts its rows and time under `name`."""
+        started = time.perf_counter()
+        result = call()
+        self.work[name].add(rows, time.perf_counter() - started)
+        return result
+
+
+class Replay:
+    """One run over the year. `operator` writes, trains and deploys; `application` asks and tells outcomes."""
+
+    def __init__(self, state: Path, year: Year, *, full: bool, log: Callable[[str], None]) -> None:
+        self._stack = ExitStack()
+        self.operator = self._stack.enter_context(Client(state=state, identity="operator"))
+        self._application = self._stack.enter_context(Client(state=state, identity="application"))
+        self._pool = self._stack.enter_context(ThreadPoolExecutor(CLIENT_THREADS))
+        self._log = log
+        self._year = year
+        self.flights = year.flights if full else year.flights[_sampled(year.flights["flight_id"])]
+        self._landings = Landings(year.flights)
+        self._weather = WeatherReports(year.weather)
+        self._statistics = [DelayStatistics(key) for key in ("carrier", "origin", "dest")]
+        self._batch: Future[Any] | None = None
+        self.record = Record()
+        self.first_dataset: TrainingDataset | None = None
+        self.frozen: ModelVersion | None = None
+
+    @property
+    def flights_of_the_year(self) -> pd.DataFrame:
+        """All flights, sampled or not."""
+        return self._year.flights
+
+    def close(self) -> None:
+        """Closes clients and threads."""
+        self._stack.close()
+
+    # History
+
+    def load_history(self) -> None:
+        """Registers everything and writes January and February with `known_at` as it was known then."""
+        self.operator.apply(*service.GROUPS, service.view)
+        planes = self._year.planes.assign(known_at=self._year.planes["event_time"])
+        self.record.timed("history", len(planes), lambda: self.operator.write("planes", planes))
+        _, tables = self._known_by(START)
+        for group, rows in tables:
+            known = rows.assign(known_at=rows["event_time"])
+            self.record.timed("history", len(rows), lambda g=group, k=known: self.operator.write(g, k))
+
+    def train_first(self) -> None:
+        """Evaluates on the last week of February, fits again on both months, and deploys: the frozen model."""
+        spine = self._spine()
+        dataset = self.record.timed(
+            "training dataset",
+            len(spine),
+            lambda: self.operator.create_training_dataset(
+                "january_february", service.VIEW, spine, known_by=True, test_from=START - HELD_OUT
+            ),
+        )
+        self.first_dataset = dataset
+        held_out = self.operator.train(
+            service.MODEL,
+            service.pipeline,
+            train=[(dataset, "train")],
+            test=[(dataset, "test")],
+            description="Until 21 February, evaluated on the week after",
+        )
+        self._log(f"held-out week: {_shown(held_out.metrics)}")
+        self.frozen = self.operator.train(
+            service.MODEL, service.pipeline, train=[(dataset, "")], description="January and February"
+        )
+        self.operator.deploy(service.DEPLOYMENT, service.MODEL, self.frozen.version)
+
+    # Steps
+
+    def run(self, progress: Callable[[datetime, int], None]) -> None:
+        """Replays the year; `progress` gets the step's time and the answers so far."""
+        now = START
+        while now <= OUTCOMES_UNTIL:
+            self._step(now)
+            if now > START and now.day == 1 and now.hour == 0:
+                self._end_of_month(now)
+            progress(now, self.record.answers)
+            now += STEP
+        if self._batch is not None:
+            self._batch.result()
+
+    def _step(self, now: datetime) -> None:
+        landed = self._write_features(now)
+        telling = self._pool.submit(self._tell_outcomes, landed)
+        if now < END:
+            self._ask(now)
+            if now.hour == UTC_HOUR_OF_EVENING:
+                self._score_tomorrow(now)
+        telling.result()
+
+    def _known_by(self, now: datetime) -> tuple[pd.DataFrame, list[tuple[str, pd.DataFrame]]]:
+        """The flights that landed since the last call, and the rows by group that became known."""
+        landed = self._landings.until(now)
+        tables = [(f"{s.key}_delays", s.update(landed)) for s in self._statistics]
+        tables.append(("weather", self._weather.until(now)))
+        return landed, [(group, rows) for group, rows in tables if len(rows)]
+
+    def _write_features(self, now: datetime) -> pd.DataFrame:
+        """Runs the feature pipelines of one step; returns the flights that landed."""
+        landed, tables = self._known_by(now)
+        started = time.perf_counter()
+        _all(self._pool.submit(self.operator.write, group, rows) for group, rows in tables)
+        self.record.work["feature pipelines"].add(sum(len(r) for _, r in tables), time.perf_counter() - started)
+        return landed
+
+    def _tell_outcomes(self, landed: pd.DataFrame) -> None:
+        asked = landed[landed["flight_id"].isin(self.record.prediction_ids)]
+        if not len(asked):
+            return
+        started = time.perf_counter()
+        self._application.record_outcomes(
+            values=[bool(v) for v in asked["late"]],
+            observed_at=asked["landed_at"].dt.to_pydatetime().tolist(),
+            prediction_ids=[self.record.prediction_ids[flight] for flight in asked["flight_id"]],
+        )
+        self.record.outcomes += len(asked)
+        self.record.work["outcomes"].add(len(asked), time.perf_counter() - started)
+
+    def _ask(self, now: datetime) -> None:
+        """Each airline asks for its flights that leave in 6 to 12 hours."""
+        departures = self.flights["scheduled_departure"]
+        first, last = departures.searchsorted([pd.Timestamp(now + ASK_FROM), pd.Timestamp(now + ASK_TO)])
+        due = self.flights.iloc[first:last]
+        started = time.perf_counter()
+        calls = [
+            self._pool.submit(self._ask_one, flights["flight_id"].tolist(), _columns(flights), now)
+            for _, flights in due.groupby("carrier")
+        ]
+        _all(calls)
+        self.record.work["predictions"].add(len(due), time.perf_counter() - started)
+
+    def _ask_one(self, flight_ids: list[str], columns: dict[str, list[Any]], now: datetime) -> None:
+        started = time.perf_counter()
+        answer = self._application.predict(service.DEPLOYMENT, columns, event_time=now)
+        self.record.latencies_s.append(time.perf_counter() - started)
+        self.record.prediction_ids.update(zip(flight_ids, answer.ids, strict=True))
+        self.record.answers += len(answer.ids)
+
+    def _score_tomorrow(self, now: datetime) -> None:
+        """The analytical service: writes the next day's schedule and scores all of it, beside the next steps."""
+        if self._batch is not None:
+            self._batch.result()
+        tomorrow = pd.Timestamp(now).tz_convert("America/New_York").date() + timedelta(days=1)
+        schedule = self._year.flights[self._year.flights["local_date"] == tomorrow]
+        if len(schedule):
+            self._batch = self._pool.submit(self._score, schedule, now)
+
+    def _score(self, schedule: pd.DataFrame, now: datetime) -> None:
+        columns = ["flight_id", *service.KEYS, *(f.name for f in service.REQUEST_FEATURES)]
+        rows = schedule[columns].assign(event_time=schedule["scheduled_departure"])
+        started = time.perf_counter()
+        self.operator.write("flight_schedule", rows)
+        run = self.operator.batch(
+            service.DEPLOYMENT,
+            "flight_schedule",
+            from_event_time=rows["event_time"].min().to_pydatetime(),
+            to_event_time=rows["event_time"].max().to_pydatetime() + timedelta(microseconds=1),
+            event_time=now,
+            sink_table=service.SINK_TABLE,
+            run_id=f"evening-{now:%Y-%m-%d}",
+        )
+        if run.rows != len(rows):
+            raise RuntimeError(f"the batch run of {now:%Y-%m-%d} wrote {run.rows} of {len(rows)} flights")
+        self.record.work["batch predictions"].add(run.rows, time.perf_counter() - started)
+
+    # The flywheel
+
+    def _end_of_month(self, now: datetime) -> None:
+        """Trains a challenger up to seven days before, and has it judged on the seven days."""
+        assert self.first_dataset is not None
+        assert self.frozen is not None
+        self.record.timed("reingestion wait", 0, self.operator.wait_ingested)
+        since = now - JUDGED_ON
+        learnt = self._logged(f"until_{since:%Y_%m_%d}", Logged(to_event_time=since, observed_by=now))
+        judged = self._logged(
+            f"week_to_{now:%Y_%m_%d}", Logged(from_event_time=since, to_event_time=now, observed_by=now)
+        )
+        challenger = self.record.timed(
+            "training",
+            self.first_dataset.rows + learnt.rows,
+            lambda: self.operator.train(
+                service.MODEL,
+                service.pipeline,
+                train=[(self.first_dataset, ""), (learnt, "")],
+                test=[(judged, "")],
+                description=f"January to {since:%d %B}",
+            ),
+        )
+        decision = self.operator.judge(
+            service.DEPLOYMENT,
+            challenger=(service.MODEL, challenger.version),
+            dataset=judged,
+            metric="log_loss",
+            judged_at=now,
+            references=[(service.MODEL, self.frozen.version)],
+        )
+        self.record.decisions.append(decision)
+        if decision.promoted:
+            # Waits until the predictor serves the new version: the next step asks it.
+            self.operator.deploy(service.DEPLOYMENT, service.MODEL, challenger.version)
+        verdict = "promoted" if decision.promoted else "kept back"
+        self._log(f"{now:%Y-%m-%d}: version {challenger.version} {verdict} on {decision.rows} flights")
+
+    def _logged(self, name: str, logged: Logged) -> TrainingDataset:
+        dataset: TrainingDataset = self.record.timed(
+            "logged datasets",
+            0,
+            lambda: self.operator.create_training_dataset(name, service.VIEW, logged=logged),
+        )
+        self.record.work["logged datasets"].rows += dataset.rows
+        return dataset
+
+    def _spine(self) -> pd.DataFrame:
+        """The flights of January and February that had landed, each at the step at which it would be asked for."""
+        flights = self.flights[self.flights["landed_at"] < pd.Timestamp(START)]
+        asked_at = (flights["scheduled_departure"] - ASK_FROM).dt.floor("6h")
+        columns = [*service.KEYS, *(f.name for f in service.REQUEST_FEATURES), "late"]
+        return flights[columns].assign(event_time=asked_at, late=flights["late"].astype(bool))
+
+
+def _columns(flights: pd.DataFrame) -> dict[str, list[Any]]:
+    """The columns of a prediction request as plain lists."""
+    columns: dict[str, list[Any]] = {name: flights[name].tolist() for name in service.KEYS}
+    for request_feature in service.REQUEST_FEATURES:
+        columns[request_feature.name] = flights[request_feature.name].tolist()
+    return columns
+
+
+def _sampled(flight_ids: pd.Series) -> pd.Series:
+    """A fixed pseudo-random choice of flights, the same on every machine."""
+    return flight_ids.map(lambda flight: zlib.crc32(flight.encode()) % 1000 < SAMPLED_PER_MILLE)
+
+
+def _all(futures: Iterable[Future[Any]]) -> None:
+    """Waits for all, then raises the first error."""
+    running = list(futures)
+    wait(running)
+    for future in running:
+        future.result()
+
+
+def _shown(metrics: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.3f}" for name, value in metrics.items())
