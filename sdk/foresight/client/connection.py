@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import grpc
+
 from foresight.client.errors import NotConnected, Unavailable
 from foresight.client.statuses import error_of
 

@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any
 
 import pyarrow as pa
+
 from foresight.client.connection import READ_S, Calls, Connection
 from foresight.client.features import VersionRef, describe_view, encode_optional, spine_fields, upload_chunks
 from foresight.client.frames import Output, Progress, from_table, read_table, to_table

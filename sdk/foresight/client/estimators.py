@@ -18,6 +18,7 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+
 from foresight.trainer.v1 import training_pb2
 from foresight.values import InvalidValue
 

@@ -11,6 +11,8 @@ from datetime import datetime
 from typing import Any, NamedTuple, TypeVar
 
 import pyarrow as pa
+from google.protobuf.timestamp_pb2 import Timestamp
+
 from foresight.client.connection import READ_S, Calls, Connection
 from foresight.client.errors import InvalidArgument
 from foresight.client.frames import DELETED, EVENT_TIME, KNOWN_AT, Output, Progress, from_table, read_table, to_table
@@ -27,7 +29,6 @@ from foresight.wire import (
     encode_table,
     encode_view,
 )
-from google.protobuf.timestamp_pb2 import Timestamp
 
 Thing = TypeVar("Thing", FeatureGroup, FeatureView)
 # How long a client trusts what it knows of a group's columns, seconds; a write that is refused looks again at once.

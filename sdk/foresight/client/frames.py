@@ -10,11 +10,13 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+
 from foresight.client.errors import DataLoss
 from foresight.values import DataType, Field, InvalidValue
 from foresight.wire import arrow_type
@@ -149,9 +151,21 @@ def _array(values: Any, name: str, field: Field | None) -> pa.Array | pa.Chunked
     elif isinstance(values, np.ndarray) and values.ndim != 1:
         raise InvalidValue(name, f"has shape {values.shape}, not (n,)")
     try:
-        return pa.array(values, from_pandas=True)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError, TypeError) as error:
+        array = pa.array(values, from_pandas=True)
+    except OverflowError:
+        raise InvalidValue(name, "holds an integer that does not fit into 64 bits") from None
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, TypeError) as error:
         raise InvalidValue(name, f"has values that do not make one column: {error}") from None
+    if pa.types.is_timestamp(array.type) and str(getattr(values, "dtype", "object")) == "object":
+        # Arrow takes the first value's zone for all and would read a naive one as UTC.
+        _refuse_naive(values, name)
+    return array
+
+
+def _refuse_naive(values: Iterable[Any], name: str) -> None:
+    for value in values:
+        if isinstance(value, datetime) and value.tzinfo is None and type(value).__name__ != "NaTType":
+            raise InvalidValue(name, f"has an instant without a time zone: {value}")
 
 
 def _listed(value: Any) -> Any:
@@ -162,14 +176,15 @@ def _listed(value: Any) -> Any:
 
 def _typed(array: pa.Array | pa.ChunkedArray, name: str, field: Field | None) -> pa.Array | pa.ChunkedArray:
     """The array in the field's Arrow type, or, for a column that is not known, in the widest form of its own."""
+    if array.null_count == len(array) and (field is not None or pa.types.is_null(array.type)):
+        # Nothing but NULLs is of any type: pandas makes floats of them.
+        return pa.nulls(len(array), arrow_type(field) if field is not None else pa.float64())
     array = _widened(array, name)
     if field is None:
-        return array.cast(pa.float64()) if pa.types.is_null(array.type) else array
+        return array
     wanted = arrow_type(field)
     if array.type == wanted:
         return array
-    if pa.types.is_null(array.type):
-        return array.cast(wanted)
     found = array.type
     if field.type is DataType.FLOAT64 and pa.types.is_integer(found):
         extremes = pc.min_max(array).as_py()
@@ -197,8 +212,10 @@ def _widened(array: pa.Array | pa.ChunkedArray, name: str) -> pa.Array | pa.Chun
         if kind.tz is None:
             raise InvalidValue(name, "has no time zone; say which one, e.g. with .dt.tz_localize('UTC')")
         try:
-            # Nanoseconds below a microsecond are cut off, as everywhere in Foresight.
-            return array.cast(pa.timestamp("us", "UTC"), safe=kind.unit != "ns")
+            if kind.unit == "ns":
+                # Cutting must not move an instant before 1970 into the future, as a plain cast would.
+                array = pc.floor_temporal(array, unit="microsecond")
+            return array.cast(pa.timestamp("us", "UTC"))
         except pa.ArrowInvalid:
             raise InvalidValue(name, "has an instant that microseconds in 64 bits cannot hold") from None
     if pa.types.is_date(kind):

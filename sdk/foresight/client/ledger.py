@@ -65,14 +65,16 @@ class LedgerCalls(Calls):
 
         Records on their way from spool to log while this reads may be counted in both; it looks again a few times.
         """
-        spooled = self._spooled()
+        after = self._spooled()
         for _ in range(_SETTLE_ATTEMPTS):
+            # The spool as it was before the log was read: a record that moves meanwhile counts twice, never not at all.
+            before = after
             logged = self._connection.call(self._entries.GetLedger, prediction_log_pb2.GetLedgerRequest()).incarnations
-            before, spooled = spooled, self._spooled()
-            if before == spooled:
+            after = self._spooled()
+            if before == after:
                 break
             self._connection.retry.sleep(_POLL_S)
-        return _merged(logged, spooled)
+        return _merged(logged, before)
 
     def ingestion(self) -> IngestionStatus:
         """How far reingestion has come."""

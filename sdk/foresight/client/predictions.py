@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+
 from foresight.client.connection import PREDICT_S, READ_S, Calls, Connection
 from foresight.client.datasets import decode_ref
 from foresight.client.errors import NotFound

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+
 from foresight.client.frames import is_frame, to_table
 from foresight.types.v1 import types_pb2
 from foresight.values import Column, DataType, Field, InvalidValue, micros_from_instant

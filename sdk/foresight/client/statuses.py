@@ -6,10 +6,11 @@ import re
 from typing import Any
 
 import grpc
-from foresight.client.errors import BY_CODE, ForesightError, NotConnected, Unavailable
-from foresight.values import Violation
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
+
+from foresight.client.errors import BY_CODE, ForesightError, NotConnected, Unavailable
+from foresight.values import Violation
 
 _DETAILS_KEY = "grpc-status-details-bin"
 # A stream whose service dies after its first message ends with what HTTP/2 says, not with a service's status.

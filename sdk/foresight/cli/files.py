@@ -1,0 +1,172 @@
+"""Tables in files: .csv, .parquet and .jsonl (one JSON object per line), read with the types that are wanted.
+
+In CSV an empty cell, NA, NULL and NaN are missing, unless quoted. Instants are ISO 8601 with a time zone.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import typer
+
+from foresight.client import DataType, Field, InvalidValue
+from foresight.client.frames import to_table
+from foresight.wire import arrow_type
+
+SUFFIXES = (".csv", ".parquet", ".jsonl")
+_MISSING = ["", "NA", "N/A", "NULL", "null", "NaN", "nan"]
+
+
+def read_file(path: Path, fields: Iterable[Field], *, event_time: str = "event_time") -> pa.Table:
+    """The table of a file, with the columns in `fields` of their types and the column `event_time` under that name.
+
+    Raises BadParameter for a file that cannot be read, InvalidValue naming a column that has another type.
+    """
+    known = {field.name: field for field in fields}
+    if event_time != "event_time" and "event_time" in known:
+        known[event_time] = Field(event_time, DataType.TIMESTAMP)
+    reader = _READERS.get(path.suffix.lower())
+    if reader is None:
+        raise typer.BadParameter(f"{path.name} is not one of {', '.join(SUFFIXES)}")
+    try:
+        table = reader(path, known)
+    except OSError as error:
+        raise typer.BadParameter(f"cannot read {path}: {error.strerror or error}") from None
+    for name in table.column_names:
+        field = known.get(name)
+        if field is not None and field.type is DataType.TIMESTAMP and pa.types.is_string(table.schema.field(name).type):
+            position = table.column_names.index(name)
+            table = table.set_column(position, name, _instants(table.column(name), name))
+    table = to_table(table, known.values())
+    if event_time == "event_time":
+        return table
+    if event_time not in table.column_names:
+        raise InvalidValue(event_time, f"is not a column of {path.name}: {', '.join(table.column_names)}")
+    if "event_time" in table.column_names:
+        table = table.drop_columns(["event_time"])
+    return table.rename_columns(["event_time" if name == event_time else name for name in table.column_names])
+
+
+def write_file(table: pa.Table, path: Path) -> None:
+    """Writes a table; the suffix says how. Raises BadParameter for another suffix or when it cannot be written."""
+    writer = _WRITERS.get(path.suffix.lower())
+    if writer is None:
+        raise typer.BadParameter(f"{path.name} is not one of {', '.join(SUFFIXES)}")
+    try:
+        writer(table, path)
+    except OSError as error:
+        raise typer.BadParameter(f"cannot write {path}: {error.strerror or error}") from None
+
+
+def _read_csv(path: Path, known: dict[str, Field]) -> pa.Table:
+    from pyarrow import csv
+
+    # Instants as text: Arrow would take those without a zone for UTC.
+    types = {
+        name: pa.string() if field.type is DataType.TIMESTAMP else arrow_type(field)
+        for name, field in known.items()
+        if field.type is not DataType.FLOAT_VECTOR
+    }
+    options = csv.ConvertOptions(
+        column_types=types,
+        null_values=_MISSING,
+        true_values=["true", "True", "TRUE", "1"],
+        false_values=["false", "False", "FALSE", "0"],
+        strings_can_be_null=True,
+        quoted_strings_can_be_null=False,
+    )
+    try:
+        return csv.read_csv(path, convert_options=options)
+    except pa.ArrowInvalid as error:
+        raise InvalidValue(path.name, f"is not a table of the wanted types: {str(error).splitlines()[0]}") from None
+
+
+def _read_parquet(path: Path, known: dict[str, Field]) -> pa.Table:
+    from pyarrow import parquet
+
+    try:
+        return parquet.read_table(path)
+    except pa.ArrowInvalid as error:
+        raise InvalidValue(path.name, f"is not a Parquet file: {str(error).splitlines()[0]}") from None
+
+
+def _read_jsonl(path: Path, known: dict[str, Field]) -> pa.Table:
+    rows = []
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise InvalidValue(path.name, f"line {number} is not JSON: {error}") from None
+            if not isinstance(row, dict):
+                raise InvalidValue(path.name, f"line {number} is not a JSON object")
+            rows.append(row)
+    # Instants are still text here.
+    return to_table(rows, [field for field in known.values() if field.type is not DataType.TIMESTAMP])
+
+
+def _instants(texts: pa.ChunkedArray, name: str) -> pa.Array:
+    values: list[datetime | None] = []
+    for text in texts.to_pylist():
+        try:
+            instant = None if text is None else datetime.fromisoformat(text)
+        except ValueError:
+            raise InvalidValue(name, f"{text[:60]!r} is not an instant such as 2013-03-01T00:00:00Z") from None
+        if instant is not None and instant.tzinfo is None:
+            raise InvalidValue(name, f"{text!r} has no time zone; add Z for UTC, or an offset such as +01:00")
+        values.append(None if instant is None else instant.astimezone(UTC))
+    return pa.array(values, pa.timestamp("us", "UTC"))
+
+
+def _write_csv(table: pa.Table, path: Path) -> None:
+    from pyarrow import csv
+
+    columns = [_as_text(column) if pa.types.is_nested(column.type) else column for column in table.columns]
+    csv.write_csv(pa.table(columns, names=table.column_names), path)
+
+
+def _write_parquet(table: pa.Table, path: Path) -> None:
+    from pyarrow import parquet
+
+    parquet.write_table(table, path)
+
+
+def _write_jsonl(table: pa.Table, path: Path) -> None:
+    with path.open("w", encoding="utf-8") as lines:
+        for row in json_rows(table):
+            lines.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def json_rows(table: pa.Table) -> list[dict[str, Any]]:
+    """The rows of a table as JSON has them."""
+    return [{name: _json_value(value) for name, value in row.items()} for row in table.to_pylist()]
+
+
+def _json_value(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _as_text(column: pa.ChunkedArray) -> pa.Array:
+    return pa.array([None if value is None else json.dumps(value) for value in column.to_pylist()], pa.string())
+
+
+_READERS: dict[str, Callable[[Path, dict[str, Field]], pa.Table]] = {
+    ".csv": _read_csv,
+    ".parquet": _read_parquet,
+    ".jsonl": _read_jsonl,
+}
+_WRITERS: dict[str, Callable[[pa.Table, Path], None]] = {
+    ".csv": _write_csv,
+    ".parquet": _write_parquet,
+    ".jsonl": _write_jsonl,
+}

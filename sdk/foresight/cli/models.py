@@ -1,0 +1,219 @@
+"""Commands about datasets, models and deployments: train, dataset, models, deploy, deployments, decisions, batch."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from foresight.cli.arguments import Json, State, load_object, open_client, parse_instant
+from foresight.cli.files import read_file, write_file
+from foresight.cli.terminal import show, table, working
+from foresight.client import Client, ModelVersion, TrainingDataset
+from foresight.client.features import spine_fields
+
+PANEL = "Models"
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Adds this module's commands."""
+    for command in (train, dataset, models, deploy, deployments, decisions, batch):
+        app.command(rich_help_panel=PANEL)(command)
+
+
+def train(
+    model: Annotated[str, typer.Argument(help="Name of the model; a new version of it is made.")],
+    pipeline: Annotated[str, typer.Option(help="FILE.py:NAME of an unfitted scikit-learn pipeline.")],
+    view: Annotated[str, typer.Option(help="Feature view to join the spine with.")] = "",
+    spine: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="File with keys, event_time, request features and label."),
+    ] = None,
+    dataset: Annotated[
+        list[str] | None, typer.Option(help="Id of a training dataset, instead of a spine; may be repeated.")
+    ] = None,
+    event_time: Annotated[str, typer.Option(help="Column of the spine that holds the event time.")] = "event_time",
+    test_from: Annotated[
+        datetime | None,
+        typer.Option(parser=parse_instant, metavar="INSTANT", help="Rows from here on are held out for the metrics."),
+    ] = None,
+    known_by: Annotated[
+        bool, typer.Option("--known-by", help="Use only feature rows that were known at each row's event time.")
+    ] = False,
+    description: Annotated[str, typer.Option(help="What the version is, for people.")] = "",
+    state: State = None,
+    as_json: Json = False,
+) -> None:
+    """Trains a scikit-learn pipeline on a spine joined with a view (or on datasets) and registers the version."""
+    if (spine is None) == (not dataset):
+        raise typer.BadParameter("give either --spine with --view, or --dataset")
+    if spine is not None and not view:
+        raise typer.BadParameter("--spine needs the --view to join it with")
+    if dataset and (test_from is not None or known_by):
+        raise typer.BadParameter("--test-from and --known-by belong to a spine; a dataset has its split already")
+    estimator = load_object(pipeline)
+    with open_client(state) as client:
+        datasets = (
+            [client.training_dataset(id) for id in dataset or ()]
+            if spine is None
+            else [_dataset_of(client, model, view, spine, event_time, test_from, known_by)]
+        )
+        with working({"reading": sum(d.rows for d in datasets)}) as progress:
+            version = client.train(
+                model,
+                estimator,
+                [(d, "train") for d in datasets],
+                [(d, "test") for d in datasets if d.splits.get("test")],
+                description=description,
+                progress=progress,
+            )
+    head = f"[green]✓[/] {version.ref} trained on {version.train_rows:,} rows · {', '.join(d.id for d in datasets)}"
+    metrics = [dict(version.metrics)] if version.metrics else []
+    show(as_json, version, head, table(metrics, "no held-out rows, so no metrics; see --test-from"))
+
+
+def dataset(
+    dataset_id: Annotated[str, typer.Argument(help="Id of a training dataset.")],
+    output: Annotated[Path | None, typer.Option(help="Write its rows to this .csv, .parquet or .jsonl file.")] = None,
+    split: Annotated[str, typer.Option(help="train, test, or all rows.")] = "",
+    state: State = None,
+    as_json: Json = False,
+) -> None:
+    """Describes a training dataset, and writes its rows to a file."""
+    with open_client(state) as client:
+        found = client.training_dataset(dataset_id)
+        if output is not None:
+            with working({"downloading": found.splits.get(split, found.rows)}) as progress:
+                write_file(client.read_training_dataset(found, split, "arrow", progress=progress), output)
+    rows = [
+        {
+            "name": found.name,
+            "view": found.view,
+            "rows": found.rows,
+            **found.splits,
+            "commit": found.commit,
+            "created_at": found.created_at,
+            "content_sha256": f"{found.content_sha256[:12]}…",
+        }
+    ]
+    show(as_json, found, table(rows, ""))
+
+
+def models(
+    model: Annotated[str, typer.Argument(help="Only versions of this model.")] = "",
+    state: State = None,
+    as_json: Json = False,
+) -> None:
+    """Lists model versions, newest first."""
+    with open_client(state) as client:
+        found = client.models(model)
+    names = list(dict.fromkeys(name for version in found for name in version.metrics))
+    rows = [_model_row(version, names) for version in found]
+    show(as_json, found, table(rows, "no models yet; make one with `foresight train`"))
+
+
+def deploy(
+    deployment: Annotated[str, typer.Argument(help="What clients will call.")],
+    model: Annotated[str, typer.Argument(help="Model to serve.")],
+    version: Annotated[int, typer.Option(min=0, help="Its version; 0: the latest.")] = 0,
+    wait_s: Annotated[float, typer.Option(min=0, help="Wait so long for the predictor to serve it.")] = 30.0,
+    state: State = None,
+    as_json: Json = False,
+) -> None:
+    """Lets a deployment serve a model version, and waits until it does."""
+    with open_client(state) as client:
+        found = client.deploy(deployment, model, version, wait_s=wait_s)
+    show(as_json, found, f"[green]✓[/] {found.name} serves {found.model}")
+
+
+def deployments(state: State = None, as_json: Json = False) -> None:
+    """Lists the deployments."""
+    with open_client(state) as client:
+        found = client.deployments()
+    rows = [{"name": d.name, "model": d.model, "view": d.view, "updated_at": d.updated_at} for d in found]
+    show(as_json, found, table(rows, "no deployments yet; make one with `foresight deploy NAME MODEL`"))
+
+
+def decisions(
+    deployment: Annotated[str, typer.Argument(help="Only decisions of this deployment.")] = "",
+    state: State = None,
+    as_json: Json = False,
+) -> None:
+    """Lists which challengers were judged, and which were promoted, oldest first."""
+    with open_client(state) as client:
+        found = client.decisions(deployment)
+    rows = [
+        {
+            "judged_at": d.judged_at,
+            "deployment": d.deployment,
+            "champion": d.champion,
+            "challenger": d.challenger,
+            "metric": d.metric,
+            "champion_has": d.models[0].metrics.get(d.metric) if d.models else None,
+            "challenger_has": d.models[1].metrics.get(d.metric) if len(d.models) > 1 else None,
+            "rows": d.rows,
+            "promoted": d.promoted,
+        }
+        for d in found
+    ]
+    show(as_json, found, table(rows, "no decisions yet"))
+
+
+def batch(
+    deployment: Annotated[str, typer.Argument(help="Deployment whose model scores.")],
+    group: Annotated[str, typer.Argument(help="Group with the rows to score: the view's keys and request features.")],
+    from_event_time: Annotated[
+        datetime,
+        typer.Option("--from", parser=parse_instant, metavar="INSTANT", help="Score rows from this event time on …"),
+    ],
+    to_event_time: Annotated[
+        datetime, typer.Option("--to", parser=parse_instant, metavar="INSTANT", help="… and before this one.")
+    ],
+    as_of: Annotated[
+        datetime,
+        typer.Option("--as-of", parser=parse_instant, metavar="INSTANT", help="Read features as of this time."),
+    ],
+    sink_table: Annotated[str, typer.Option(help="Table of the sink to write to; made at its first use.")],
+    run_id: Annotated[str, typer.Option(help="Makes a repetition harmless: the same id is written once.")] = "",
+    state: State = None,
+    as_json: Json = False,
+) -> None:
+    """Scores the latest row per key of a group and writes the predictions where reports read."""
+    with open_client(state) as client, working() as progress:
+        run = client.batch(
+            deployment,
+            group,
+            from_event_time=from_event_time,
+            to_event_time=to_event_time,
+            event_time=as_of,
+            sink_table=sink_table,
+            run_id=run_id,
+            progress=progress,
+        )
+    head = f"[green]✓[/] {run.rows:,} rows scored by {run.model} into {run.sink_table}"
+    show(as_json, run, f"{head} · run {run.run_id} · {run.duration_ms:,} ms")
+
+
+def _dataset_of(
+    client: Client, name: str, view: str, spine: Path, event_time: str, test_from: datetime | None, known_by: bool
+) -> TrainingDataset:
+    rows = read_file(spine, spine_fields(client.view(view)), event_time=event_time)
+    with working({"uploading": rows.num_rows}) as progress:
+        return client.create_training_dataset(
+            name, view, rows, test_from=test_from, known_by=known_by, progress=progress
+        )
+
+
+def _model_row(version: ModelVersion, metrics: list[str]) -> dict[str, Any]:
+    return {
+        "model": version.name,
+        "version": version.version,
+        "view": version.view,
+        "task": version.task.replace("_", " "),
+        "train_rows": version.train_rows,
+        **{name: version.metrics.get(name) for name in metrics},
+        "aliases": version.aliases,
+        "created_at": version.created_at,
+    }

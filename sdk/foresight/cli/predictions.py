@@ -1,0 +1,164 @@
+"""Commands that ask and tell: predict, outcomes, verify."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import pyarrow as pa
+import typer
+
+from foresight.cli.arguments import Json, State, open_client, parse_instant, parse_setting, parse_settings
+from foresight.cli.files import read_file
+from foresight.cli.terminal import plain, show, table, working
+from foresight.client import Client, DataType, FeatureView, Field, InvalidValue, Predictions
+from foresight.client.frames import EVENT_TIME
+
+PANEL = "Predictions"
+ROWS_PER_CALL = 1_024
+_OBSERVED_AT = Field("observed_at", DataType.TIMESTAMP)
+_PREDICTION_ID = Field("prediction_id", DataType.STRING)
+_REVISION = Field("revision", DataType.INT64)
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Adds this module's commands."""
+    for command in (predict, outcomes, verify):
+        app.command(rich_help_panel=PANEL)(command)
+
+
+def predict(
+    deployment: Annotated[str, typer.Argument(help="Deployment to ask.")],
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A key or request feature; may be repeated.")
+    ] = None,
+    rows: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="File with one row per prediction, instead of --set."),
+    ] = None,
+    event_time: Annotated[
+        datetime | None,
+        typer.Option(parser=parse_instant, metavar="INSTANT", help="Read features as of this time; default: now."),
+    ] = None,
+    state: State = None,
+    as_json: Json = False,
+) -> None:
+    """Predicts for one entity (--set) or for every row of a file (--rows)."""
+    if bool(settings) == (rows is not None):
+        raise typer.BadParameter("give either --set name=value … or --rows FILE")
+    given = dict(parse_setting(setting) for setting in settings or ())
+    with open_client(state) as client, working() as progress:
+        fields = {field.name: field for field in _asked(client, deployment)}
+        questions: Iterable[Any] = (
+            [parse_settings(given, fields)] if rows is None else _slices(read_file(rows, fields.values()))
+        )
+        records: list[dict[str, Any]] = []
+        for question in questions:
+            records += _records(client.predict(deployment, question, event_time=event_time))
+            progress("predicting", len(records))
+    drawn = [{**r, "missing": [f"{name} ({why})" for name, why in r["missing"].items()]} for r in records]
+    show(as_json, records, table(drawn, "no rows"))
+
+
+def outcomes(
+    file: Annotated[
+        Path,
+        typer.Argument(
+            exists=True,
+            dir_okay=False,
+            help="Columns prediction_id (or the entity keys and event_time), value, observed_at, and perhaps revision.",
+        ),
+    ],
+    deployment: Annotated[str, typer.Option(help="Deployment that was asked; needed without prediction ids.")] = "",
+    state: State = None,
+    as_json: Json = False,
+) -> None:
+    """Records what turned out to be true, from a .csv, .parquet or .jsonl file."""
+    with open_client(state) as client:
+        view = client.view(*client.deployment(deployment).view) if deployment else None
+        rows = read_file(file, _outcome_fields(view))
+        for needed in ("value", "observed_at"):
+            if needed not in rows.column_names:
+                raise InvalidValue(needed, f"is not a column of {file.name}: {', '.join(rows.column_names)}")
+        by_id = "prediction_id" in rows.column_names
+        if not by_id and view is None:
+            raise typer.BadParameter("a file without prediction ids needs the --deployment that was asked")
+        keys = [key.name for key in view.entity_keys] if view is not None and not by_id else []
+        missing = [name for name in (*keys, *(() if by_id else ("event_time",))) if name not in rows.column_names]
+        if missing:
+            raise InvalidValue(file.name, f"has no column {', '.join(missing)}, and no prediction_id")
+        with working({"sending": rows.num_rows}) as progress:
+            counts = client.record_outcomes(
+                rows["value"].to_pylist(),
+                rows["observed_at"].to_pylist(),
+                prediction_ids=rows["prediction_id"].to_pylist() if by_id else None,
+                deployment=deployment,
+                entity_keys=None if by_id else rows.select(keys),
+                event_times=None if by_id else rows["event_time"].to_pylist(),
+                revisions=rows["revision"].to_pylist() if "revision" in rows.column_names else None,
+                progress=progress,
+            )
+    line = f"[green]✓[/] {counts.matched:,} matched · {counts.held:,} held · {counts.duplicates:,} known already"
+    show(as_json, counts, line)
+
+
+def verify(
+    prediction_ids: Annotated[list[str], typer.Argument(help="Ids of predictions.")],
+    state: State = None,
+    as_json: Json = False,
+) -> None:
+    """Replays predictions from the log and compares features and outputs byte by byte; ends with 1 if one differs."""
+    with open_client(state) as client, working() as progress:
+        found = []
+        for prediction_id in prediction_ids:
+            found.append((prediction_id, client.verify(prediction_id)))
+            progress("verifying", len(found))
+    rows = [{"prediction_id": id, **plain(verification)} for id, verification in found]
+    drawn = [
+        {
+            "prediction_id": id,
+            "model": v.model,
+            "verified": v.verified,
+            "differs": [f"{m.name} ({m.cause}): {m.recorded} → {m.replayed}" for m in v.mismatches],
+        }
+        for id, v in found
+    ]
+    show(as_json, rows, table(drawn, ""))
+    if not all(verification.verified for _, verification in found):
+        raise typer.Exit(1)
+
+
+def _asked(client: Client, deployment: str) -> tuple[Field, ...]:
+    """What a deployment is asked with: entity keys and request features of its view."""
+    view = client.view(*client.deployment(deployment).view)
+    return (*view.entity_keys, *view.request_features)
+
+
+def _slices(questions: pa.Table) -> Iterator[pa.Table]:
+    for start in range(0, questions.num_rows, ROWS_PER_CALL):
+        yield questions.slice(start, ROWS_PER_CALL)
+
+
+def _records(answer: Predictions) -> Iterator[dict[str, Any]]:
+    """One record per prediction of an answer."""
+    missing: dict[int, dict[str, str]] = {}
+    for feature in answer.missing:
+        missing.setdefault(feature.row, {})[feature.feature] = feature.status.name.lower()
+    for row, id in enumerate(answer.ids):
+        outputs = {name: values[row] for name, values in answer.outputs.items()}
+        yield {
+            "prediction_id": id,
+            **outputs,
+            "model": answer.model,
+            "event_time": answer.event_time,
+            "missing": missing.get(row, {}),
+        }
+
+
+def _outcome_fields(view: FeatureView | None) -> tuple[Field, ...]:
+    fields = (EVENT_TIME, _OBSERVED_AT, _PREDICTION_ID, _REVISION)
+    if view is None:
+        return fields
+    return (*fields, *view.entity_keys, Field("value", view.label.type))
