@@ -10,8 +10,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from foresight.values import Column, DataType, Field, Transform
 from numpy.typing import NDArray
+
+from foresight.values import Column, DataType, Field, Transform
+from foresight.values.instants import MICROS_MAX, MICROS_MIN
 
 Function = Callable[..., NDArray[Any]]
 
@@ -105,14 +107,21 @@ def as_column(result: Any, output: Field, n: int) -> Column:
         case DataType.TIMESTAMP:
             instants = array.astype("datetime64[us]")
             missing = np.isnat(instants)
-            return _masked(output, np.where(missing, 0, instants.astype(np.int64)), missing)
+            micros = np.where(missing, 0, instants.astype(np.int64))
+            if len(micros) and not MICROS_MIN <= micros.min() <= micros.max() <= MICROS_MAX:
+                raise ValueError(f"the transform {output.name} gave an instant outside of the years 1 to 9999")
+            return _masked(output, micros, missing)
         case DataType.FLOAT_VECTOR:
             missing = np.isnan(array).any(axis=1)
+            if np.isinf(array.astype(np.float32)).any():
+                raise ValueError(f"the transform {output.name} gave an infinity")
             return _masked(output, np.where(missing[:, None], 0, array).astype(np.float32), missing)
     numbers = array.astype(np.float64)
     missing = np.isnan(numbers)
     if np.isinf(numbers).any():
         raise ValueError(f"the transform {output.name} gave an infinity")
+    if output.type is DataType.INT64 and (np.abs(numbers[~missing]) >= 2.0**63).any():
+        raise ValueError(f"the transform {output.name} gave a number that does not fit into 64 bits")
     dtype = {DataType.INT64: np.int64, DataType.BOOL: np.bool_, DataType.FLOAT64: np.float64}[output.type]
     return _masked(output, np.where(missing, 0, numbers).astype(dtype), missing)
 

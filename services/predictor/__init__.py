@@ -1,0 +1,1 @@
+"""The predictor: answers predictions online and keeps a durable record of each before it answers."""

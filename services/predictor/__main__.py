@@ -1,0 +1,113 @@
+"""Runs the predictor: `python -m services.predictor`, told by `FORESIGHT_PREDICTOR_<NAME>`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+from collections.abc import AsyncIterator, Coroutine
+
+from foresight.predictor.v1 import prediction_pb2_grpc
+from foresight.transforms import TransformSet
+from services.predictor.artifacts import ArtifactCache
+from services.predictor.config import PredictorSettings
+from services.predictor.deployments import Deployments
+from services.predictor.feature_store_client import FeatureStoreClient
+from services.predictor.logger_client import LoggerClient, decode_record, encode_record
+from services.predictor.models import ModelCache
+from services.predictor.prediction import Predictor
+from services.predictor.servicer import SERVICE, PredictionServicer
+from services.predictor.serving_file import ServingFile
+from services.predictor.shipping import Shipper
+from services.predictor.spool import Spool, SpoolInUse
+from services.predictor.telemetry import Telemetry
+from services.predictor.trainer_client import TrainerClient
+from services.predictor.verification import Verifier
+from services.predictor.views import ViewCatalogue
+from services.runtime.channel import open_channel
+from services.runtime.clock import system_clock
+from services.runtime.ids import new_id
+from services.runtime.logs import configure_logs
+from services.runtime.metrics import Metrics
+from services.runtime.server import Server
+from services.runtime.settings import load_settings
+
+FLUSH_S = 2.0
+
+
+def main() -> None:
+    """Serves until SIGTERM."""
+    settings = load_settings(PredictorSettings)
+    configure_logs("predictor", settings.log_level)
+    try:
+        asyncio.run(serve(settings))
+    except SpoolInUse as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(1)
+
+
+async def serve(settings: PredictorSettings) -> None:
+    """Wires the predictor and serves until SIGTERM."""
+    async with contextlib.AsyncExitStack() as stack:
+        metrics = Metrics("predictor")
+        stack.enter_context(metrics.served(settings.metrics_port))
+        telemetry = Telemetry(metrics.registry)
+        clock = system_clock
+
+        spool = await asyncio.to_thread(_open_spool, settings)
+        stack.callback(spool.close)
+        features = FeatureStoreClient(await stack.enter_async_context(open_channel(settings.feature_store)))
+        trainer = TrainerClient(await stack.enter_async_context(open_channel(settings.trainer)))
+        logger = LoggerClient(await stack.enter_async_context(open_channel(settings.logger)))
+
+        transforms = TransformSet(settings.transform_modules)
+        views = ViewCatalogue(features)
+        models = ModelCache(ArtifactCache(settings.cache_folder / "artifacts", trainer))
+        kept = ServingFile(settings.cache_folder / "serving")
+        deployments = Deployments(trainer, features, views, models, transforms, kept)
+        predictor = Predictor(
+            deployments, features, transforms, spool, encode_record, telemetry, clock, fsync=settings.spool_fsync
+        )
+        verifier = Verifier(logger, spool, decode_record, views, features, transforms, trainer, models)
+        shipper = Shipper(spool, logger)
+        telemetry.watch("spool_pending", "Predictions that the logger has not acknowledged", lambda: spool.pending)
+        telemetry.watch("spool_bytes", "Bytes of the spool on disk", lambda: spool.size)
+        telemetry.watch("models_loaded", "Models in memory", lambda: models.loaded)
+
+        await stack.enter_async_context(_running(deployments.run()))
+        await stack.enter_async_context(_running(shipper.run()))
+        stack.push_async_callback(shipper.flush, FLUSH_S)
+
+        async def ready() -> bool:
+            # A full spool is answered per call, with its reason; only one that needs an operator stops the traffic.
+            return deployments.ready and spool.accepting
+
+        server = Server(settings, metrics)
+        servicer = PredictionServicer(predictor, verifier, deployments, spool)
+        prediction_pb2_grpc.add_PredictionServiceServicer_to_server(servicer, server.grpc)
+        await server.run([SERVICE], ready)
+
+
+def _open_spool(settings: PredictorSettings) -> Spool:
+    return Spool(
+        settings.spool_folder,
+        settings.replica,
+        new_id(),
+        bytes_max=settings.spool_bytes_max,
+        fsync=settings.spool_fsync,
+    )
+
+
+@contextlib.asynccontextmanager
+async def _running(work: Coroutine[object, object, None]) -> AsyncIterator[None]:
+    """Runs a supervised loop beside the block and cancels it at its end."""
+    task = asyncio.create_task(work)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,40 @@
+"""Settings of the predictor, read from `FORESIGHT_PREDICTOR_<NAME>`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import SettingsConfigDict
+
+from services.runtime.settings import ServiceSettings, SocketAddress
+
+SPOOL_BYTES_MAX = 1 << 30
+
+
+class PredictorSettings(ServiceSettings):
+    """What the predictor is told."""
+
+    model_config = SettingsConfigDict(
+        frozen=True, extra="ignore", env_prefix="FORESIGHT_PREDICTOR_", env_nested_delimiter="__"
+    )
+
+    replica: str = Field(
+        default="predictor-0",
+        pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$",
+        description="name of this replica; no two processes with one spool folder may share it",
+    )
+    spool_folder: Path = Field(description="folder of the durable spools, one inside per replica")
+    spool_bytes_max: int = Field(
+        default=SPOOL_BYTES_MAX, ge=1 << 16, description="predictions are refused while the spool holds so much"
+    )
+    spool_fsync: bool = Field(
+        default=False, description="wait for the disk before answering: records survive a power loss too"
+    )
+    cache_folder: Path = Field(description="folder of model artifacts and of the last known deployments")
+    feature_store: SocketAddress = Field(description="address of the feature store")
+    trainer: SocketAddress = Field(description="address of the trainer")
+    logger: SocketAddress = Field(description="address of the logger")
+    transform_modules: tuple[str, ...] = Field(
+        default=(), description="JSON list of the Python modules whose functions views may use as transforms"
+    )

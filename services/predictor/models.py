@@ -1,0 +1,110 @@
+"""Loaded models, shared by everything that scores with the same artifact and signature."""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from collections.abc import Mapping
+
+import numpy as np
+import structlog
+
+from foresight.scoring import OnnxModel
+from foresight.values import Column, DataType, Field, InvalidValue
+from services.predictor.artifacts import ArtifactCache
+from services.predictor.versions import ModelVersion
+from services.runtime.errors import FailedPrecondition
+
+log = structlog.get_logger()
+
+WARM_UP_ROWS = 2
+# More at once would only compete for the same cores.
+LOADS_AT_ONCE = 2
+
+ModelKey = tuple[object, ...]
+
+
+class LoadedModel:
+    """An ONNX model in memory; `score` may run in several threads."""
+
+    def __init__(self, onnx: OnnxModel) -> None:
+        self._onnx = onnx
+
+    def score(self, features: Mapping[str, Column]) -> tuple[Column, ...]:
+        """The outputs for n rows.
+
+        Raises FailedPrecondition when the model has no finite answer for a row or cannot take its values, and
+        InvalidValue for an integer beyond 2^53.
+        """
+        try:
+            # A double beyond the range of float32 becomes an infinity, which trees take well.
+            with np.errstate(over="ignore"):
+                outputs = tuple(self._onnx.score(features))
+        except (InvalidValue, KeyError):
+            raise
+        except Exception as error:  # ONNX Runtime has no public base of its errors, and a pipeline may refuse any text.
+            log.warning("scoring_failed", error=str(error)[:500])
+            raise FailedPrecondition("the model cannot score these values") from error
+        for output in outputs:
+            if output.type in (DataType.FLOAT64, DataType.FLOAT_VECTOR):
+                finite = np.isfinite(output.values).reshape(len(output), -1).all(axis=1)
+                if not finite.all():
+                    row = int((~finite).argmax())
+                    raise FailedPrecondition(
+                        f"the model has no finite {output.name} for row {row}; a feature that it needs is NULL",
+                        row=str(row),
+                    )
+        return outputs
+
+
+class ModelCache:
+    """Loads models; one that is in use anywhere is not loaded twice, one in use nowhere is let go."""
+
+    def __init__(self, artifacts: ArtifactCache) -> None:
+        self._artifacts = artifacts
+        self._loaded: weakref.WeakValueDictionary[ModelKey, LoadedModel] = weakref.WeakValueDictionary()
+        self._locks: weakref.WeakValueDictionary[ModelKey, asyncio.Lock] = weakref.WeakValueDictionary()
+        self._permits = asyncio.Semaphore(LOADS_AT_ONCE)
+
+    @property
+    def loaded(self) -> int:
+        """Models in memory."""
+        return len(self._loaded)
+
+    async def load(self, version: ModelVersion, label: Field) -> LoadedModel:
+        """The model of a version, warm. Raises what fetching the artifact raises, and FailedPrecondition."""
+        key = _key_of(version, label)
+        lock = self._locks.get(key)
+        if lock is None:
+            lock = self._locks[key] = asyncio.Lock()
+        async with lock:
+            if (model := self._loaded.get(key)) is not None:
+                return model
+            artifact = await self._artifacts.fetch(version.artifact_sha256)
+            async with self._permits:
+                model = await asyncio.to_thread(_load, artifact, version, label)
+            self._loaded[key] = model
+            return model
+
+
+def _key_of(version: ModelVersion, label: Field) -> ModelKey:
+    classes = None if version.classes is None else tuple(version.classes.to_list())
+    return (version.artifact_sha256, version.batch_invariant, version.task, version.inputs, label.type, classes)
+
+
+def _load(artifact: bytes, version: ModelVersion, label: Field) -> LoadedModel:
+    try:
+        onnx = OnnxModel(artifact, version.signature(label), batch_invariant=version.batch_invariant)
+    except Exception as error:  # ONNX Runtime has no public base of its errors.
+        log.warning("artifact_not_loadable", model=str(version.model), error=str(error)[:500])
+        raise FailedPrecondition(f"the artifact of {version.model} does not load") from error
+    model = LoadedModel(onnx)
+    nulls = {field.name: Column.nulls(field, WARM_UP_ROWS) for field in version.inputs}
+    try:
+        model.score(nulls)
+    except KeyError as error:
+        raise FailedPrecondition(f"the artifact of {version.model} takes an input that its version lacks") from error
+    except FailedPrecondition as error:
+        # A linear model has no answer for NULLs; the run has warmed it all the same.
+        log.info("warm_up_without_answer", model=str(version.model), reason=error.message)
+    return model

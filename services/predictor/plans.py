@@ -1,0 +1,63 @@
+"""A view made ready for serving: names, types and policies looked up once, not with every request."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+from foresight.values import Column, FeatureView, Field, MissingPolicy, Transform
+from services.predictor.versions import VersionRef
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PlannedFeature:
+    """A feature that comes from a group; `source` is the position of its source in the view."""
+
+    field: Field
+    source: int
+    policy: MissingPolicy
+    default: Column | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ViewPlan:
+    """What serving needs of a view version.
+
+    `expected` are the columns that a request carries: entity keys, then request features. `transforms_sha256` is the
+    SHA-256 over the transforms' own hashes in order, as hex; empty without any transform.
+    """
+
+    view: FeatureView
+    ref: VersionRef
+    keys: tuple[Field, ...]
+    request_features: tuple[Field, ...]
+    features: tuple[PlannedFeature, ...]
+    transforms: tuple[Transform, ...]
+    transforms_sha256: str
+    groups: tuple[VersionRef, ...]
+
+    @property
+    def feature_names(self) -> frozenset[str]:
+        """Names that a model may take."""
+        return frozenset(f.name for f in self.view.features)
+
+
+def plan_view(view: FeatureView) -> ViewPlan:
+    """The plan of a registered view."""
+    fields = {f.name: f for f in view.features}
+    features = tuple(
+        PlannedFeature(fields[source.name_of(f)], position, f.missing, f.default)
+        for position, source in enumerate(view.sources)
+        for f in source.features
+    )
+    digest = hashlib.sha256("".join(t.source_sha256 for t in view.transforms).encode())
+    return ViewPlan(
+        view=view,
+        ref=VersionRef(view.name, view.version),
+        keys=view.entity_keys,
+        request_features=view.request_features,
+        features=features,
+        transforms=view.transforms,
+        transforms_sha256=digest.hexdigest() if view.transforms else "",
+        groups=tuple(VersionRef(s.group, s.group_version) for s in view.sources),
+    )

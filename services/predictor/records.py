@@ -1,0 +1,37 @@
+"""The record of one answered request: n predictions with the features behind them.
+
+Which replica and incarnation made it, and its sequence numbers, belong to the spool and are not part of it here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from foresight.values import Column
+from services.predictor.policies import ResolvedFeature
+from services.predictor.vectors import SourceRows
+from services.predictor.versions import VersionRef
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PredictionRecord:
+    """See `foresight.logger.v1.PredictionRecord`. `features` holds group features, then transforms."""
+
+    prediction_ids: tuple[str, ...]
+    request_id: str
+    caller: str
+    deployment: str
+    model: VersionRef
+    model_sha256: str
+    view: VersionRef
+    transforms_sha256: str
+    applied_commit: int
+    event_time: datetime
+    served_at: datetime
+    latency_us: int
+    entity_keys: tuple[Column, ...]
+    request_features: tuple[Column, ...]
+    features: tuple[ResolvedFeature, ...]
+    sources: tuple[SourceRows, ...]
+    outputs: tuple[Column, ...]

@@ -1,0 +1,67 @@
+"""Metrics of the predictor, named `foresight_predictor_<what>_<unit>`."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from foresight.values import InvalidValue
+from services.runtime.errors import FeatureMissing, SpoolFull, Unavailable
+
+STAGE_BUCKETS_S = (
+    *(0.000_01, 0.000_02, 0.000_05, 0.000_1, 0.000_2, 0.000_5, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1, 5),
+)
+STAGES = ("lookup", "transform", "score", "spool")
+_OUTCOMES: tuple[tuple[type[BaseException], str], ...] = (
+    (InvalidValue, "invalid"),
+    (FeatureMissing, "feature_missing"),
+    (SpoolFull, "spool_full"),
+    (Unavailable, "unavailable"),
+    (asyncio.CancelledError, "cancelled"),
+)
+
+
+class Telemetry:
+    """Counts predictions by deployment (names that the registry has, at most 1,000) and outcome, and times stages."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
+        self._predictions = Counter(
+            "foresight_predictor_predictions",
+            "Predictions asked for, by what became of them",
+            ["deployment", "outcome"],
+            registry=registry,
+        )
+        stages = Histogram(
+            "foresight_predictor_stage_duration_seconds",
+            "Time of each stage of a prediction request",
+            ["stage"],
+            buckets=STAGE_BUCKETS_S,
+            registry=registry,
+        )
+        # Bound once: finding a child by its labels costs more than the observation.
+        self._stages = {stage: stages.labels(stage) for stage in STAGES}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Times a stage that succeeds; may be used in any thread."""
+        started = time.perf_counter()
+        yield
+        self._stages[name].observe(time.perf_counter() - started)
+
+    def answered(self, deployment: str, rows: int) -> None:
+        """Counts predictions that were recorded and answered."""
+        self._predictions.labels(deployment, "answered").inc(rows)
+
+    def failed(self, deployment: str, error: BaseException) -> None:
+        """Counts a request that got no answer."""
+        outcome = next((name for type, name in _OUTCOMES if isinstance(error, type)), "failed")
+        self._predictions.labels(deployment, outcome).inc()
+
+    def watch(self, what: str, description: str, read: Callable[[], float]) -> None:
+        """A gauge `foresight_predictor_<what>` that is read when the page is."""
+        Gauge(f"foresight_predictor_{what}", description, registry=self._registry).set_function(read)

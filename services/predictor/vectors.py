@@ -1,0 +1,56 @@
+"""Feature vectors as the feature store answers them: columns of n rows with a status per value."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+
+from foresight.values import Column
+from services.predictor.versions import VersionRef
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FeatureValues:
+    """One feature: its values, NULL where the status is not PRESENT, and one FeatureStatus number per row."""
+
+    column: Column
+    statuses: bytes
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SourceRows:
+    """The rows that one source of the view gave: event times in microseconds and commits, 0 where there is none."""
+
+    group: VersionRef
+    event_time_micros: Sequence[int]
+    commits: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Vectors:
+    """All group features of a view in its order, one `SourceRows` per source, and the applied commit."""
+
+    features: tuple[FeatureValues, ...] = ()
+    sources: tuple[SourceRows, ...] = ()
+    applied_commit: int = 0
+
+
+NO_VECTORS = Vectors()
+
+
+class VectorSource(Protocol):
+    """Where feature vectors come from."""
+
+    async def vectors(
+        self, view: VersionRef, keys: Sequence[Column], event_time: datetime, timeout_s: float
+    ) -> Vectors:
+        """The latest values as of the event time. Raises Unavailable."""
+        ...
+
+    async def replay(
+        self, view: VersionRef, keys: Sequence[Column], event_time: datetime, applied_commit: int
+    ) -> Vectors:
+        """What `vectors` answered when the online store had applied the commit."""
+        ...
