@@ -17,7 +17,7 @@ import onnxruntime as ort
 from foresight.values import Column, DataType, Field, InvalidValue
 from numpy.typing import NDArray
 
-# Beyond this an integer loses digits as a double, see DESIGN of inputs in `docs/semantics.md`.
+# Beyond this an integer loses digits as a double, see "Model inputs" in `docs/semantics.md`.
 INTEGER_MAX = 2**53
 PADDED_ROWS = 2
 

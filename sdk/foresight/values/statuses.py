@@ -6,7 +6,7 @@ import enum
 
 
 class FeatureStatus(enum.IntEnum):
-    """Status of one feature value; see DESIGN of the online read in `docs/semantics.md`."""
+    """Status of one feature value, see "Online reads" in `docs/semantics.md`."""
 
     PRESENT = 1
     NULL = 2
