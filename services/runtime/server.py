@@ -32,11 +32,13 @@ class Server:
     """A gRPC server on one Unix socket.
 
     Add servicers to `grpc`, then `run`. `ready` is asked twice a second; health answers what it said last, for the
-    empty name and for every service in `services` (full names).
+    empty name and for every service in `services` (full names). `stopping` is set at the first signal, so that
+    streams without an end of their own can end.
     """
 
     def __init__(self, settings: ServiceSettings, metrics: Metrics) -> None:
         self._settings = settings
+        self.stopping = asyncio.Event()
         self.grpc = grpc.aio.server(
             interceptors=[Boundary(metrics)],
             options=[
@@ -48,10 +50,9 @@ class Server:
 
     async def run(self, services: Sequence[str], ready: Ready) -> None:
         """Serves until SIGTERM or SIGINT, then drains and stops."""
-        stopping = asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, stopping.set)
+            loop.add_signal_handler(number, self.stopping.set)
         status = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(status, self.grpc)
         reflection.enable_server_reflection((*services, health.SERVICE_NAME, reflection.SERVICE_NAME), self.grpc)
@@ -64,7 +65,7 @@ class Server:
         await self.grpc.start()
         log.info("server_started", listen=self._settings.listen)
         follow = asyncio.create_task(_follow_readiness(status, names, ready))
-        await stopping.wait()
+        await self.stopping.wait()
         log.info("server_stopping")
         follow.cancel()
         with contextlib.suppress(asyncio.CancelledError):

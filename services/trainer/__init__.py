@@ -1,0 +1,1 @@
+"""The trainer: model versions, aliases, deployments, decisions and batch predictions."""

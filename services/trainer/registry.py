@@ -1,0 +1,165 @@
+"""The model registry: versions are numbered here and never change; aliases and deployments point at them.
+
+Each method is one transaction. Whoever wants to hear of changes of deployments asks `subscribe`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Iterator, Sequence
+from typing import TypeVar
+
+from services.runtime.clock import Clock
+from services.runtime.database import Database
+from services.runtime.errors import FailedPrecondition, LimitExceeded, NotFound, StaleEtag
+from services.runtime.ids import new_id
+from services.trainer.models import Decision, Deployment, Judgement, ModelVersion, NewVersion, VersionRef
+from services.trainer.postgres import decisions, deployments, versions
+
+T = TypeVar("T")
+LIST_MAX = 1_000
+DEPLOYMENTS_MAX = 256
+CHAMPION = "champion"
+CHALLENGER = "challenger"
+
+
+class Registry:
+    """Model versions, aliases, deployments and the decisions that moved them."""
+
+    def __init__(self, database: Database, clock: Clock) -> None:
+        self._database = database
+        self._clock = clock
+        self._subscribers: set[asyncio.Event] = set()
+
+    async def register(self, new: NewVersion) -> ModelVersion:
+        """Stores a version under the model's next number.
+
+        When the model's latest version has the same artifact, signature and lineage, that one is answered: a
+        training that is repeated changes nothing.
+        """
+        async with self._database.transaction() as connection:
+            ref = await versions.add_version(connection, new, self._clock())
+            return await _existing(versions.find_version(connection, ref), "model", ref)
+
+    async def version(self, ref: VersionRef, alias: str = "") -> ModelVersion:
+        """A version; with version 0 the one of the alias, or the latest. Raises NotFound."""
+        async with self._database.transaction() as connection:
+            found = await versions.find_version(connection, ref, alias)
+        if found is None:
+            raise NotFound("model", f"{ref.name} with the alias {alias}" if alias else str(ref))
+        return found
+
+    async def versions(self, model: str = "") -> Sequence[ModelVersion]:
+        """The newest versions of a model (or of all), newest first, at most LIST_MAX."""
+        async with self._database.transaction() as connection:
+            return await versions.newest_versions(connection, model, LIST_MAX)
+
+    async def set_alias(self, ref: VersionRef, alias: str) -> ModelVersion:
+        """Points an alias at a version. Raises NotFound."""
+        async with self._database.transaction() as connection:
+            await _existing(versions.find_version(connection, ref), "model", ref)
+            await versions.point_alias(connection, ref, alias)
+            return await _existing(versions.find_version(connection, ref), "model", ref)
+
+    async def deployment(self, name: str) -> Deployment:
+        """A deployment. Raises NotFound."""
+        async with self._database.transaction() as connection:
+            return await _existing(deployments.find_deployment(connection, name), "deployment", name)
+
+    async def deployments(self) -> Sequence[Deployment]:
+        """All deployments, by name."""
+        async with self._database.transaction() as connection:
+            return await deployments.all_deployments(connection)
+
+    async def count_deployments(self) -> int:
+        """How many deployments there are; the cheapest question that shows that the registry answers."""
+        async with self._database.transaction() as connection:
+            return await deployments.count_deployments(connection)
+
+    async def set_deployment(self, name: str, model: VersionRef, etag: str = "") -> Deployment:
+        """Creates or changes a deployment, and points the alias `champion` at its version.
+
+        A change to what is there already keeps etag and time. Raises NotFound for the model, StaleEtag when `etag`
+        is given and is not the present one, LimitExceeded beyond DEPLOYMENTS_MAX deployments.
+        """
+        async with self._database.transaction() as connection:
+            before = await deployments.lock_deployment(connection, name)
+            if etag and (before is None or before.etag != etag):
+                raise _stale(name)
+            version = await _existing(versions.find_version(connection, model), "model", model)
+            if before is None and await deployments.count_deployments(connection) >= DEPLOYMENTS_MAX:
+                raise LimitExceeded(f"there are {DEPLOYMENTS_MAX} deployments already", limit="deployments")
+            if before is None or before.version.ref != version.ref:
+                await deployments.put_deployment(connection, name, version.ref, new_id(), self._clock())
+            await versions.point_alias(connection, version.ref, CHAMPION)
+            after = await _existing(deployments.find_deployment(connection, name), "deployment", name)
+        self._notify()
+        return after
+
+    async def decision(self, judgement: Judgement) -> Decision | None:
+        """The decision on the same question, if it was made before.
+
+        Raises FailedPrecondition when it was made with another margin.
+        """
+        async with self._database.transaction() as connection:
+            found = await decisions.find_decision(connection, judgement)
+        return _same_margin(found, judgement)
+
+    async def decide(self, decision: Decision, etag: str) -> Decision:
+        """Stores a decision and, when it promotes, moves deployment and alias in the same transaction.
+
+        `etag` is the deployment's when the champion was measured; StaleEtag when it has changed since. Somebody
+        else's decision on the same question that came first is answered instead.
+        """
+        judgement = decision.judgement
+        async with self._database.transaction() as connection:
+            before = await deployments.lock_deployment(connection, judgement.deployment)
+            first = _same_margin(await decisions.find_decision(connection, judgement), judgement)
+            if first is not None:
+                return first
+            if before is None or before.etag != etag:
+                raise _stale(judgement.deployment)
+            await decisions.add_decision(connection, decision)
+            if decision.promoted:
+                name, challenger = judgement.deployment, judgement.challenger
+                await deployments.put_deployment(connection, name, challenger, new_id(), self._clock())
+                await versions.point_alias(connection, challenger, CHAMPION)
+        self._notify()
+        return decision
+
+    async def decisions(self, deployment: str = "") -> Sequence[Decision]:
+        """The newest decisions of a deployment (or of all), oldest first, at most LIST_MAX."""
+        async with self._database.transaction() as connection:
+            return await decisions.newest_decisions(connection, deployment, LIST_MAX)
+
+    @contextlib.contextmanager
+    def subscribe(self) -> Iterator[asyncio.Event]:
+        """An event that is set after every change of a deployment made by this process."""
+        event = asyncio.Event()
+        self._subscribers.add(event)
+        try:
+            yield event
+        finally:
+            self._subscribers.discard(event)
+
+    def _notify(self) -> None:
+        for event in self._subscribers:
+            event.set()
+
+
+async def _existing(find: Awaitable[T | None], kind: str, name: object) -> T:
+    found = await find
+    if found is None:
+        raise NotFound(kind, str(name))
+    return found
+
+
+def _same_margin(decision: Decision | None, judgement: Judgement) -> Decision | None:
+    if decision is not None and decision.judgement.margin != judgement.margin:
+        raise FailedPrecondition("this challenger was judged for this time already, with another margin")
+    return decision
+
+
+def _stale(deployment: str) -> StaleEtag:
+    return StaleEtag(f"the deployment {deployment} has changed since it was read", deployment=deployment)
