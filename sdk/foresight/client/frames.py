@@ -87,7 +87,7 @@ def read_table(chunks: Iterable[bytes], progress: Progress | None = None) -> pa.
                 if progress is not None:
                     progress("downloading", rows)
             return pa.Table.from_batches(batches, reader.schema)
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowInvalid, OSError) as error:
         raise DataLoss("the table that arrived is damaged or cut short") from error
 
 
