@@ -3,7 +3,7 @@
 Decoding checks everything that does not depend on state and raises `foresight.values.InvalidValue`.
 """
 
-from foresight.wire.columns import decode_column, decode_columns, encode_column
+from foresight.wire.columns import check_columns, decode_column, decode_columns, encode_column
 from foresight.wire.features import (
     decode_field,
     decode_group,
@@ -19,12 +19,14 @@ from foresight.wire.tables import (
     column_from_arrow,
     column_to_arrow,
     decode_table,
+    encode_batches,
     encode_table,
 )
 
 __all__ = [
     "ARROW_CHUNK_BYTES",
     "arrow_type",
+    "check_columns",
     "column_from_arrow",
     "column_to_arrow",
     "decode_column",
@@ -35,6 +37,7 @@ __all__ = [
     "decode_optional_instant",
     "decode_table",
     "decode_view",
+    "encode_batches",
     "encode_column",
     "encode_field",
     "encode_group",

@@ -86,11 +86,17 @@ class _ChunkSink(io.RawIOBase):
 
 def encode_table(table: pa.Table) -> Iterator[bytes]:
     """The chunks of a table, at most ARROW_CHUNK_BYTES each; at least one, which carries the schema."""
+    return encode_batches(table.schema, table.to_batches(max_chunksize=_BATCH_ROWS))
+
+
+def encode_batches(schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> Iterator[bytes]:
+    """The chunks of a table that comes in batches, each made when it is asked for; see `encode_table`."""
     sink = _ChunkSink()
-    with pa.ipc.new_stream(pa.PythonFile(sink, "w"), table.schema) as writer:
-        for batch in table.to_batches(max_chunksize=_BATCH_ROWS):
-            writer.write_batch(batch)
-            yield from sink.take(ARROW_CHUNK_BYTES)
+    with pa.ipc.new_stream(pa.PythonFile(sink, "w"), schema) as writer:
+        for batch in batches:
+            for start in range(0, batch.num_rows, _BATCH_ROWS):
+                writer.write_batch(batch.slice(start, _BATCH_ROWS))
+                yield from sink.take(ARROW_CHUNK_BYTES)
     yield from sink.take(1)
 
 

@@ -1,0 +1,114 @@
+"""Runs the feature store: `python -m services.feature_store`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from pathlib import Path
+
+from foresight.feature_store.v1 import (
+    log_ingestion_pb2_grpc,
+    offline_pb2_grpc,
+    online_pb2_grpc,
+    registry_pb2_grpc,
+)
+from foresight.transforms import TransformSet
+from services.feature_store.applier import Applier, Lease
+from services.feature_store.asof import DuckDbAsOf
+from services.feature_store.config import FeatureStoreSettings
+from services.feature_store.dataset_files import DatasetFiles
+from services.feature_store.datasets import TrainingDatasets
+from services.feature_store.ingestion import LogIngestion
+from services.feature_store.logged_rows import LoggedRows
+from services.feature_store.logger_client import LoggerClient
+from services.feature_store.metrics import FeatureStoreMetrics
+from services.feature_store.offline import OfflineFeatures
+from services.feature_store.online_lmdb import LmdbOnlineStore
+from services.feature_store.postgres.catalogue import Catalogue
+from services.feature_store.postgres.commit_log import CommitLog
+from services.feature_store.postgres.manifests import ManifestTable
+from services.feature_store.postgres.row_history import RowHistoryReader
+from services.feature_store.postgres.rows import RowReader
+from services.feature_store.registry import Registry
+from services.feature_store.servicer import (
+    SERVICES,
+    LogIngestionServicer,
+    OfflineServicer,
+    OnlineServicer,
+    RegistryServicer,
+)
+from services.feature_store.transit import TablesInTransit
+from services.feature_store.vectors import VectorReader
+from services.feature_store.view_join import ViewJoin
+from services.runtime.channel import open_channel
+from services.runtime.clock import system_clock
+from services.runtime.database import open_database
+from services.runtime.logs import configure_logs
+from services.runtime.metrics import Metrics
+from services.runtime.server import Server
+from services.runtime.settings import load_settings
+
+MIGRATIONS = Path(__file__).parent / "migrations"
+
+
+async def serve(settings: FeatureStoreSettings) -> None:
+    """Runs the service until it is told to stop."""
+    async with contextlib.AsyncExitStack() as stack:
+        metrics = Metrics("feature_store")
+        stack.enter_context(metrics.served(settings.metrics_port))
+        own_metrics = FeatureStoreMetrics(metrics.registry)
+        database = await stack.enter_async_context(open_database(settings.database, "feature_store", MIGRATIONS))
+        clock = system_clock
+
+        transforms = TransformSet(settings.transform_modules)
+        registry = Registry(Catalogue(database), transforms)
+        commits, rows = CommitLog(database), RowReader(database)
+        online = LmdbOnlineStore(settings.state_folder / "online")
+        stack.callback(online.close)
+        applier = Applier(commits, rows, registry, online, Lease(settings.state_folder / "applier.lock"), own_metrics)
+        engine = DuckDbAsOf(settings.state_folder / "join")
+        stack.callback(engine.close)
+        join = ViewJoin(rows, engine, transforms)
+        offline = OfflineFeatures(registry, commits, rows, join, applier, clock, own_metrics)
+        datasets = TrainingDatasets(
+            registry,
+            commits,
+            join,
+            LoggedRows(registry, rows, engine),
+            DatasetFiles(settings.state_folder / "datasets"),
+            ManifestTable(database),
+            clock,
+        )
+        vectors = VectorReader(registry, online, RowHistoryReader(database, commits))
+        source = None
+        if settings.logger is not None:
+            source = LoggerClient(await stack.enter_async_context(open_channel(settings.logger)))
+        ingestion = LogIngestion(registry, commits, source, clock, own_metrics, applier.wake)
+
+        server = Server(settings, metrics)
+        registry_pb2_grpc.add_FeatureRegistryServiceServicer_to_server(RegistryServicer(registry), server.grpc)
+        offline_pb2_grpc.add_OfflineFeatureServiceServicer_to_server(
+            OfflineServicer(offline, datasets, TablesInTransit()), server.grpc
+        )
+        online_pb2_grpc.add_OnlineFeatureServiceServicer_to_server(OnlineServicer(vectors), server.grpc)
+        log_ingestion_pb2_grpc.add_LogIngestionServiceServicer_to_server(LogIngestionServicer(ingestion), server.grpc)
+
+        async def ready() -> bool:
+            return applier.caught_up and await database.ping()
+
+        async with asyncio.TaskGroup() as tasks:
+            loops = [tasks.create_task(applier.run()), tasks.create_task(ingestion.run())]
+            await server.run(SERVICES, ready)
+            for loop in loops:
+                loop.cancel()
+
+
+def main() -> None:
+    """Reads the settings and serves."""
+    settings = load_settings(FeatureStoreSettings)
+    configure_logs("feature_store", settings.log_level)
+    asyncio.run(serve(settings))
+
+
+if __name__ == "__main__":
+    main()

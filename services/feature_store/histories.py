@@ -1,0 +1,39 @@
+"""Reading the visible rows of groups."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+
+import pyarrow as pa
+
+from services.feature_store.groups import StoredGroup
+
+
+@dataclass(frozen=True, slots=True)
+class EventTimes:
+    """A range of event times: from `first` on, and before `end` (or up to it, when `inclusive`). None: no bound."""
+
+    first: datetime | None = None
+    end: datetime | None = None
+    inclusive: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class BatchStream:
+    """A result that arrives in batches. `next_batch` blocks, and answers None at the end."""
+
+    schema: pa.Schema
+    next_batch: Callable[[], pa.RecordBatch | None]
+
+
+class Histories(Protocol):
+    """All versions of the rows of groups, tombstones and corrections among them."""
+
+    async def history(
+        self, stored: StoredGroup, features: Sequence[str], watermark: int, times: EventTimes
+    ) -> pa.Table:
+        """The rows of commits up to `watermark`: keys, `event_time`, `known_at`, `commit`, `deleted`, `features`."""
+        ...

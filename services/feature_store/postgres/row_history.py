@@ -1,0 +1,73 @@
+"""The latest rows as of an earlier commit, found by the key index."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from foresight.values import Column, DataType, micros_from_instant
+from services.feature_store.groups import StoredGroup
+from services.feature_store.online import FoundRow, KeyQuery
+from services.feature_store.postgres.commit_log import CommitLog
+from services.feature_store.postgres.row_tables import key_expressions, table_of
+from services.runtime.database import Database
+
+_ARRAYS = {DataType.INT64: "bigint[]", DataType.STRING: "text[]", DataType.BOOL: "boolean[]"}
+
+
+class RowHistoryReader:
+    """Replays look-ups of the online store from offline rows."""
+
+    def __init__(self, database: Database, commits: CommitLog) -> None:
+        self._database = database
+        self._commits = commits
+
+    async def last(self) -> int:
+        """Number of the last commit."""
+        return await self._commits.last()
+
+    async def lookup(self, queries: Sequence[KeyQuery], applied_commit: int) -> list[list[FoundRow | None]]:
+        """For each query the latest row per entity by (event time, commit) among commits up to `applied_commit`."""
+        async with self._database.transaction() as connection:
+            return [await _latest(connection, query, applied_commit) for query in queries]
+
+
+async def _latest(connection: AsyncConnection, query: KeyQuery, applied_commit: int) -> list[FoundRow | None]:
+    found: list[FoundRow | None] = [None] * len(query.keys[0])
+    parameters = (*(_values(column) for column in query.keys), applied_commit)
+    result = await connection.exec_driver_sql(_statement(query.group), parameters)
+    features = query.group.group.features
+    for position, event_time, commit, deleted, *raw in map(tuple[Any, ...], result):
+        values = tuple(_value(value, f.type) for value, f in zip(raw, features, strict=True))
+        found[position - 1] = FoundRow(micros_from_instant(event_time), commit, deleted, values)
+    return found
+
+
+def _statement(stored: StoredGroup) -> str:
+    """One index scan per entity, from its latest event time backwards; commits beyond the watermark are passed over."""
+    keys = stored.group.entity_keys
+    arrays = ", ".join(f"${i}::{_ARRAYS[key.type]}" for i, key in enumerate(keys, 1))
+    asked = ", ".join(f"k{i}" for i in range(len(keys)))
+    equal = [f"r.k{i} = asked.k{i}" for i in range(len(keys))]
+    # The index holds hashes of texts.
+    pairs = zip(key_expressions(keys, "r."), key_expressions(keys, "asked."), strict=True)
+    equal += [f"{mine} = {theirs}" for mine, theirs in pairs if mine.startswith("hash")]
+    features = "".join(f", r.f{i}" for i in range(len(stored.group.features)))
+    return (
+        f"SELECT asked.position, latest.* FROM unnest({arrays}) WITH ORDINALITY AS asked ({asked}, position) "  # noqa: S608
+        f"CROSS JOIN LATERAL (SELECT r.event_time, c.commit, r.deleted{features} "
+        f"FROM {table_of(stored.id)} r JOIN commits c ON c.write = r.write "
+        f"WHERE {' AND '.join(equal)} AND c.commit <= ${len(keys) + 1} "
+        "ORDER BY r.event_time DESC, c.commit DESC LIMIT 1) AS latest"
+    )
+
+
+def _values(column: Column) -> list[Any]:
+    return [value if column.is_valid(i) else None for i, value in enumerate(column.values.tolist())]
+
+
+def _value(value: Any, type: DataType) -> Any:
+    return micros_from_instant(value) if isinstance(value, datetime) else value

@@ -1,0 +1,153 @@
+"""Feature vectors: what the latest rows mean at the time of asking.
+
+The online answer and its replay from offline rows go through the same `assemble`, so that they can only differ by the
+rows that were found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Protocol
+
+from foresight.values import Column, DataType, FeatureStatus, FeatureView, Field, InvalidValue, micros_from_instant
+from services.feature_store.groups import Reference, StoredGroup
+from services.feature_store.online import FoundRow, KeyQuery, Lookup, OnlineStore
+from services.feature_store.registry import Registry
+from services.feature_store.view_plan import SourcePlan, ViewPlan
+from services.runtime.errors import LimitExceeded, OutOfRange
+
+ENTITIES_MAX = 1_024
+_ZEROS: dict[DataType, Any] = {
+    DataType.INT64: 0,
+    DataType.FLOAT64: 0.0,
+    DataType.BOOL: False,
+    DataType.STRING: "",
+    DataType.TIMESTAMP: 0,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureValues:
+    """Values of one feature for n entities: Python values as in `FoundRow`, a zero where the status is not PRESENT.
+
+    `statuses` has one FeatureStatus per entity; `source` is the position of the view's source.
+    """
+
+    field: Field
+    values: list[Any]
+    statuses: bytes
+    source: int
+
+
+@dataclass(frozen=True, slots=True)
+class SourceRows:
+    """Event time and commit of the row that a source gave each entity, also of one that does not count; 0 for none."""
+
+    group: StoredGroup
+    event_time_us: list[int]
+    commits: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureVectors:
+    """Answer of an online read: every feature of the view that comes from a group, in its order."""
+
+    view: FeatureView
+    features: list[FeatureValues]
+    rows: list[SourceRows]
+    applied_commit: int
+
+
+class RowHistory(Protocol):
+    """Finds the rows that an online store had at an earlier applied commit, from offline rows."""
+
+    async def lookup(self, queries: Sequence[KeyQuery], applied_commit: int) -> list[list[FoundRow | None]]:
+        """For each query the latest row per entity among the commits up to `applied_commit`."""
+        ...
+
+    async def last(self) -> int:
+        """Number of the last commit."""
+        ...
+
+
+class VectorReader:
+    """Answers feature vectors."""
+
+    def __init__(self, registry: Registry, store: OnlineStore, history: RowHistory) -> None:
+        self._registry = registry
+        self._store = store
+        self._history = history
+
+    async def latest(self, view: Reference, keys: Mapping[str, Column], at: datetime) -> FeatureVectors:
+        """The vectors at a time of asking. Raises NotFound, InvalidValue for wrong keys, LimitExceeded."""
+        plan = await self._registry.plan(view)
+        queries = _queries(plan, keys)
+        return assemble(plan, await self._store.lookup(queries), micros_from_instant(at))
+
+    async def replay(
+        self, view: Reference, keys: Mapping[str, Column], at: datetime, applied_commit: int
+    ) -> FeatureVectors:
+        """What `latest` answered when `applied_commit` was the applied one. Raises OutOfRange beyond the last."""
+        if not view.version:
+            raise InvalidValue("view.version", "is required: only one version can be replayed")
+        plan = await self._registry.plan(view)
+        queries = _queries(plan, keys)
+        last = await self._history.last()
+        if applied_commit > last:
+            raise OutOfRange(f"commit {applied_commit} does not exist yet; the last one is {last}")
+        found = await self._history.lookup(queries, applied_commit)
+        return assemble(plan, Lookup(found, applied_commit), micros_from_instant(at))
+
+
+def assemble(plan: ViewPlan, lookup: Lookup, at_us: int) -> FeatureVectors:
+    """The vectors of the rows found: statuses by the online rule, never shortened."""
+    features: list[FeatureValues] = []
+    rows: list[SourceRows] = []
+    for index, (source, found) in enumerate(zip(plan.sources, lookup.found, strict=True)):
+        times = [row.event_time_us if row is not None else 0 for row in found]
+        rows.append(SourceRows(source.group, times, [row.commit if row is not None else 0 for row in found]))
+        statuses = [_status(row, source, at_us) for row in found]
+        for position, field in zip(source.positions, source.fields, strict=True):
+            zero = _ZEROS[field.type] if field.type in _ZEROS else [0.0] * field.dimension
+            values, marks = [], bytearray(statuses)
+            for i, row in enumerate(found):
+                value = row.values[position] if row is not None and statuses[i] == FeatureStatus.PRESENT else zero
+                if value is None:
+                    marks[i], value = FeatureStatus.NULL, zero
+                values.append(value)
+            features.append(FeatureValues(field, values, bytes(marks), index))
+    return FeatureVectors(plan.view, features, rows, lookup.applied_commit)
+
+
+def _status(row: FoundRow | None, source: SourcePlan, at_us: int) -> FeatureStatus:
+    """Whether a row counts at a time; a tombstone is no row whatever its time."""
+    if row is None or row.deleted:
+        return FeatureStatus.NOT_FOUND
+    age_us = at_us - row.event_time_us
+    if age_us < 0 or (age_us == 0 and source.strict):
+        return FeatureStatus.FUTURE
+    if source.max_age_us is not None and age_us > source.max_age_us:
+        return FeatureStatus.EXPIRED
+    return FeatureStatus.PRESENT
+
+
+def _queries(plan: ViewPlan, keys: Mapping[str, Column]) -> list[KeyQuery]:
+    """One query per source. Raises InvalidValue unless there is exactly one column per entity key, of its type."""
+    wanted = plan.view.entity_keys
+    for key in wanted:
+        column = keys.get(key.name)
+        if column is None:
+            raise InvalidValue("entity_keys", f"the key {key.name} is missing")
+        if column.type is not key.type:
+            raise InvalidValue(f"entity_keys[{key.name}]", f"is {column.type.value}, not {key.type.value}")
+        if len(column) == 0:
+            raise InvalidValue("entity_keys", "have no rows")
+        if len(column) > ENTITIES_MAX:
+            raise LimitExceeded(f"more than {ENTITIES_MAX} entities in one call", limit="entities")
+    if len(keys) != len(wanted):
+        extra = next(name for name in keys if name not in {key.name for key in wanted})
+        raise InvalidValue(f"entity_keys[{extra[:63]}]", "is not an entity key of the view")
+    columns = [keys[key.name] for key in wanted]
+    return [KeyQuery(s.group, tuple(columns[i] for i in s.key_positions)) for s in plan.sources]

@@ -1,0 +1,144 @@
+"""Joining a spine with a view: one output row per spine row, in order, whatever the duplicates.
+
+Columns of the result: the spine's own, except request features and label; then all features in the view's order; the
+label, if the spine has it, stands where the caller wants it (`Joined` keeps it apart).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from foresight.transforms import TransformSet, Untrusted
+from foresight.values import Column, FeatureView, Field
+from foresight.values.instants import EPOCH
+from foresight.wire import arrow_type, column_from_arrow, column_to_arrow
+from services.feature_store.asof import AsOfEngine, AsOfHistory, AsOfSide
+from services.feature_store.conformance import one_array
+from services.feature_store.histories import EventTimes, Histories
+from services.feature_store.spine import Spine
+from services.feature_store.view_plan import SourcePlan, ViewPlan
+from services.runtime.errors import FailedPrecondition, TransformMismatch
+from services.runtime.threads import in_thread
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Joined:
+    """A joined spine: `others` are the spine's columns that are no features and not the label."""
+
+    others: dict[str, pa.Array]
+    features: dict[str, pa.Array]
+    label: pa.Array | None
+
+
+class ViewJoin:
+    """Joins spines with views."""
+
+    def __init__(self, histories: Histories, engine: AsOfEngine, transforms: TransformSet) -> None:
+        self._histories = histories
+        self._engine = engine
+        self._transforms = transforms
+
+    async def join(self, plan: ViewPlan, spine: Spine, watermark: int, *, known_by: bool) -> Joined:
+        """The features of a view as of each row's event time, from commits up to `watermark`.
+
+        Raises TransformMismatch when a transform cannot run here, FailedPrecondition when it fails.
+        """
+        table = spine.table
+        times = np.asarray(one_array(table["event_time"]).cast(pa.int64()))
+        features: dict[str, pa.Array] = {}
+        for source in plan.sources:
+            history = await self._histories.history(
+                source.group, source.names_in_group, watermark, reach(source, times)
+            )
+            keys = [one_array(table[plan.view.entity_keys[position].name]) for position in source.key_positions]
+            features |= await in_thread(self._choose, source, keys, times, history, known_by)
+        for field in plan.view.request_features:
+            features[field.name] = one_array(table[field.name])
+        if plan.view.transforms:
+            features |= await in_thread(self._transform, plan.view, table, features)
+        label = one_array(table[plan.view.label.name]) if plan.view.label.name in table.column_names else None
+        apart = {*features, plan.view.label.name}
+        others = {name: one_array(table[name]) for name in table.column_names if name not in apart}
+        return Joined(others, {f.name: features[f.name] for f in plan.view.features}, label)
+
+    def _choose(
+        self, source: SourcePlan, keys: list[pa.Array], times: NDArray[np.int64], history: pa.Table, known_by: bool
+    ) -> dict[str, pa.Array]:
+        """The source's features, one value per spine row."""
+        event_times = np.asarray(one_array(history["event_time"]).cast(pa.int64()))
+        candidates = AsOfHistory(
+            keys=tuple(one_array(history[key.name]) for key in source.group.group.entity_keys),
+            times=event_times,
+            commits=np.asarray(one_array(history["commit"])),
+            known_at=np.asarray(one_array(history["known_at"]).cast(pa.int64())),
+        )
+        chosen = self._engine.choose(AsOfSide(tuple(keys), times), candidates, strict=source.strict, known_by=known_by)
+        found = np.flatnonzero(chosen >= 0)
+        rows = chosen[found]
+        gone = one_array(history["deleted"]).to_numpy(zero_copy_only=False)[rows]
+        if source.max_age_us is not None:
+            gone = gone | (times[found] - event_times[rows] > source.max_age_us)
+        chosen[found[gone]] = -1
+        index = pa.array(chosen, mask=chosen < 0)
+        return {
+            field.name: _filled(one_array(history[name]).take(index), field, default)
+            for name, field, default in zip(source.names_in_group, source.fields, source.defaults, strict=True)
+        }
+
+    def _transform(self, view: FeatureView, table: pa.Table, features: dict[str, pa.Array]) -> dict[str, pa.Array]:
+        """The outputs of the view's transforms."""
+        outputs = {transform.output.name for transform in view.transforms}
+        wanted = {name for transform in view.transforms for name in transform.inputs} - outputs
+        fields = {f.name: f for f in (*view.entity_keys, *view.features)}
+        inputs: dict[str, Column] = {
+            name: column_from_arrow(features[name] if name in features else one_array(table[name]), fields[name])
+            for name in wanted
+        }
+        try:
+            columns = self._transforms.apply(view.transforms, inputs)
+        except Untrusted as error:
+            raise TransformMismatch(str(error), view=view.name) from None
+        except Exception as error:
+            raise FailedPrecondition(f"a transform of {view.name} failed: {type(error).__name__}: {error}") from error
+        return {column.name: column_to_arrow(column) for column in columns}
+
+
+def reach(source: SourcePlan, times: NDArray[np.int64]) -> EventTimes:
+    """The event times that rows of a source can have to matter to a spine with these times.
+
+    A row older than the earliest time by more than max_age is too old for every spine row; choosing it or choosing
+    none is the same: missing. No row after the latest time is ever seen.
+    """
+    if not len(times):
+        return EventTimes(EPOCH, EPOCH)
+    first = None
+    if source.max_age_us is not None:
+        first = _instant(int(times.min()) - source.max_age_us)
+    return EventTimes(first, _instant(int(times.max())), inclusive=True)
+
+
+def _instant(micros: int) -> datetime | None:
+    """The instant, or None when it lies before the first year and so bounds nothing."""
+    try:
+        return EPOCH + timedelta(microseconds=micros)
+    except OverflowError:
+        return None
+
+
+def _filled(values: pa.Array, field: Field, default: Column | None) -> pa.Array:
+    """The values with the view's type, and its default where there is none."""
+    type = arrow_type(field)
+    values = values if values.type == type else values.cast(type)
+    if default is None or not values.null_count:
+        return values
+    scalar = column_to_arrow(default)[0]
+    if pa.types.is_fixed_size_list(type):
+        index = np.where(np.asarray(values.is_valid()), np.arange(len(values)), len(values))
+        return pa.concat_arrays([values, pa.array([scalar.as_py()], type)]).take(pa.array(index))
+    return pc.fill_null(values, scalar)
