@@ -10,11 +10,12 @@ from __future__ import annotations
 import time
 import zlib
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +110,7 @@ class Replay:
         _, tables = self._known_by(START)
         for group, rows in tables:
             known = rows.assign(known_at=rows["event_time"])
-            self.record.timed("history", len(rows), lambda g=group, k=known: self.operator.write(g, k))
+            self.record.timed("history", len(rows), partial(self.operator.write, group, known))
 
     def train_first(self) -> None:
         """Evaluates on the last week of February, fits again on both months, and deploys: the frozen model."""
@@ -237,8 +238,9 @@ class Replay:
 
     def _end_of_month(self, now: datetime) -> None:
         """Trains a challenger up to seven days before, and has it judged on the seven days."""
-        assert self.first_dataset is not None
-        assert self.frozen is not None
+        first, frozen = self.first_dataset, self.frozen
+        assert first is not None
+        assert frozen is not None
         self.record.timed("reingestion wait", 0, self.operator.wait_ingested)
         since = now - JUDGED_ON
         learnt = self._logged(f"until_{since:%Y_%m_%d}", Logged(to_event_time=since, observed_by=now))
@@ -247,11 +249,11 @@ class Replay:
         )
         challenger = self.record.timed(
             "training",
-            self.first_dataset.rows + learnt.rows,
+            first.rows + learnt.rows,
             lambda: self.operator.train(
                 service.MODEL,
                 service.pipeline,
-                train=[(self.first_dataset, ""), (learnt, "")],
+                train=[(first, ""), (learnt, "")],
                 test=[(judged, "")],
                 description=f"January to {since:%d %B}",
             ),
@@ -262,7 +264,7 @@ class Replay:
             dataset=judged,
             metric="log_loss",
             judged_at=now,
-            references=[(service.MODEL, self.frozen.version)],
+            references=[(service.MODEL, frozen.version)],
         )
         self.record.decisions.append(decision)
         if decision.promoted:
@@ -309,5 +311,5 @@ def _all(futures: Iterable[Future[Any]]) -> None:
         future.result()
 
 
-def _shown(metrics: dict[str, float]) -> str:
+def _shown(metrics: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {value:.3f}" for name, value in metrics.items())
