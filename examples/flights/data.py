@@ -100,8 +100,8 @@ def _landed_at(raw: pd.DataFrame, scheduled_departure: pd.Series) -> pd.Series:
     zones = ((raw["air_time"] + 25 - clock) / 60).round()
     elapsed = clock + 60 * zones
     departed = scheduled_departure + pd.to_timedelta(raw["dep_delay"], unit="min")
-    landed: pd.Series = departed + pd.to_timedelta(elapsed, unit="min")
-    return landed.dt.floor("min").astype("datetime64[us, UTC]")
+    landed: pd.Series = (departed + pd.to_timedelta(elapsed, unit="min")).dt.floor("min")
+    return landed.astype("datetime64[us, UTC]")
 
 
 def _weather(raw: pd.DataFrame) -> pd.DataFrame:
