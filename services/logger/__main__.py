@@ -7,7 +7,6 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 from foresight.logger.v1 import outcome_pb2_grpc, prediction_log_pb2_grpc
-
 from services.logger.codec import cut_record
 from services.logger.config import LoggerSettings
 from services.logger.log import PredictionLog

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable, Sequence
 
@@ -11,8 +12,7 @@ from foresight.values import Column, InvalidValue, check_name, instant_from_micr
 from foresight.values.errors import quoted
 from foresight.values.features import LABEL_TYPES
 from foresight.values.names import check_text
-from foresight.wire import decode_column, decode_columns, decode_instant, encode_column, encode_instant
-
+from foresight.wire import check_columns, decode_column, decode_columns, decode_instant, encode_column, encode_instant
 from services.logger.entries import Entry
 from services.logger.outcomes import OUTCOMES_MAX, Claims, LoggedOutcome, Outcome
 from services.logger.records import PREDICTIONS_MAX, Incarnation, LogRecord, QuarantinedRange
@@ -87,10 +87,11 @@ def _decode_record(message: prediction_log_pb2.PredictionRecord) -> LogRecord:
     event_time = micros_from_instant(decode_instant(message.event_time))
     decode_instant(message.served_at, "served_at")
     keys = _decode_named(message.entity_keys, "entity_keys", n)
-    _decode_named(message.request_features, "request_features", n)
+    _check_named(message.request_features, "request_features", n)
     _check_features(message.features, n)
     _check_sources(message.sources, n)
-    if not _decode_named(message.outputs, "outputs", n):
+    _check_named(message.outputs, "outputs", n)
+    if not message.outputs:
         raise InvalidValue("outputs", "are empty")
     return LogRecord(
         source=source,
@@ -129,23 +130,36 @@ def _check_sha256(digest: str, field: str) -> None:
         raise InvalidValue(field, "is not 64 lower-case hex digits")
 
 
-def _decode_named(messages: Iterable[types_pb2.Column], field: str, rows: int | None) -> dict[str, Column]:
+def _decode_named(messages: Iterable[types_pb2.Column], field: str, rows: int) -> dict[str, Column]:
     columns = decode_columns(messages, field, rows)
-    for name in columns:
-        check_name(name, field, reserved=True)
+    _check_names(tuple(columns), field)
     return columns
 
 
+def _check_named(messages: Sequence[types_pb2.Column], field: str, rows: int) -> None:
+    check_columns(messages, field, rows)
+    _check_names(tuple([message.name for message in messages]), field)
+
+
+# Records of one deployment have the same names; an exception is not kept.
+@functools.lru_cache(maxsize=256)
+def _check_names(names: tuple[str, ...], field: str) -> None:
+    for name in names:
+        check_name(name, field, reserved=True)
+
+
 def _check_features(features: Sequence[prediction_log_pb2.LoggedFeature], n: int) -> None:
-    _decode_named((feature.column for feature in features), "features", n)
+    _check_named([feature.column for feature in features], "features", n)
     for i, feature in enumerate(features):
-        _check_bytes(feature.statuses, f"features[{i}].statuses", n, 1, STATUS_MAX)
-        _check_bytes(feature.policies, f"features[{i}].policies", n, 0, POLICY_MAX)
+        statuses, policies = feature.statuses, feature.policies
+        if statuses and not _are_numbers(statuses, n, 1, STATUS_MAX):
+            raise InvalidValue(f"features[{i}].statuses", f"is not {n} bytes of 1 to {STATUS_MAX}")
+        if policies and not _are_numbers(policies, n, 0, POLICY_MAX):
+            raise InvalidValue(f"features[{i}].policies", f"is not {n} bytes of 0 to {POLICY_MAX}")
 
 
-def _check_bytes(numbers: bytes, field: str, n: int, least: int, most: int) -> None:
-    if numbers and (len(numbers) != n or min(numbers) < least or max(numbers) > most):
-        raise InvalidValue(field, f"is not {n} bytes of {least} to {most}")
+def _are_numbers(data: bytes, n: int, least: int, most: int) -> bool:
+    return len(data) == n and min(data) >= least and max(data) <= most
 
 
 def _check_sources(sources: Sequence[prediction_log_pb2.LoggedSource], n: int) -> None:

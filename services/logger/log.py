@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 import structlog
-from foresight.values import micros_from_instant
 
+from foresight.values import micros_from_instant
 from services.logger.entries import FoundPrediction, IncarnationLedger, Page
 from services.logger.metrics import LoggerMetrics
 from services.logger.outcomes import Claims, Plan, plan_outcomes

@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from foresight.values import DataType, InvalidValue
-
 from services.runtime.errors import AlreadyExists, LimitExceeded
 
 OUTCOMES_MAX = 10_000

@@ -6,9 +6,9 @@ import asyncio
 from typing import Any
 
 import grpc
+
 from foresight.logger.v1 import outcome_pb2, outcome_pb2_grpc, prediction_log_pb2, prediction_log_pb2_grpc
 from foresight.values import InvalidValue
-
 from services.logger.codec import check_id, decode_append, decode_outcomes, encode_entries, encode_outcome
 from services.logger.entries import Page
 from services.logger.log import PredictionLog

@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from foresight.values import Column, DataType, InvalidValue
 from foresight.values.errors import quoted
 from foresight.values.features import KEY_TYPES, KEYS_MAX
-
 from services.logger.scalars import encode_scalar
 
 DIGEST_BYTES = 16

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+
 from foresight.types.v1 import types_pb2
 from foresight.values.columns import Column
 from foresight.values.errors import InvalidValue, quoted
@@ -87,6 +89,45 @@ def decode_columns(messages: Iterable[types_pb2.Column], field: str, rows: int |
             raise InvalidValue(f"{field}[{column.name[:63]}]", f"has {len(column)} rows, not {rows}")
         columns[column.name] = column
     return columns
+
+
+def check_columns(messages: Iterable[types_pb2.Column], field: str, rows: int) -> int:
+    """Checks columns of `rows` rows as `decode_columns` does, without building them; answers how many they are.
+
+    Several times faster for a few rows each, for whoever passes columns on unread.
+    """
+    names: set[str] = set()
+    count = 0
+    for count, message in enumerate(messages, 1):
+        found = _rows_when_plain(message)
+        if found < 0:
+            found = len(decode_column(message, field))
+        if found != rows:
+            raise InvalidValue(f"{field}[{message.name[:63]}]", f"has {found} rows, not {rows}")
+        names.add(message.name)
+        if len(names) != count:
+            raise InvalidValue(field, f"the column {quoted(message.name)} is given twice")
+    return count
+
+
+def _rows_when_plain(message: types_pb2.Column) -> int:
+    """Rows of a column of numbers that is right at first sight; -1: look closer."""
+    arm = message.WhichOneof("values")
+    validity = message.validity
+    if arm == "float64_values":
+        values: Any = message.float64_values.values
+        # NaN and infinity make every sum they are in NaN or infinite.
+        if not math.isfinite(sum(values)):
+            return -1
+    elif arm == "int64_values":
+        values = message.int64_values.values
+    elif arm == "bool_values":
+        values = message.bool_values.values
+    else:
+        return -1
+    if not message.name or (validity and (len(validity) != len(values) or max(validity) > 1)):
+        return -1
+    return len(values)
 
 
 def _arm_of(type: DataType) -> str:

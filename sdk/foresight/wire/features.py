@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from datetime import timedelta
 
+from google.protobuf.duration_pb2 import Duration
+
 from foresight.feature_store.v1 import registry_pb2
 from foresight.types.v1 import types_pb2
 from foresight.values.errors import InvalidValue
@@ -18,7 +20,6 @@ from foresight.values.features import (
 from foresight.values.fields import DataType, Field
 from foresight.wire.columns import decode_column, encode_column
 from foresight.wire.instants import decode_optional_instant, encode_instant
-from google.protobuf.duration_pb2 import Duration
 
 _TYPES: dict[DataType, types_pb2.DataType.ValueType] = {
     DataType.INT64: types_pb2.DATA_TYPE_INT64,

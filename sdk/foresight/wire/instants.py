@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from datetime import datetime
 
+from google.protobuf.timestamp_pb2 import Timestamp
+
 from foresight.values.errors import InvalidValue
 from foresight.values.instants import instant_from_micros, micros_from_instant
-from google.protobuf.timestamp_pb2 import Timestamp
 
 
 def encode_instant(instant: datetime) -> Timestamp:

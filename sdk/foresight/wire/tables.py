@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+
 from foresight.values.columns import Column
 from foresight.values.errors import InvalidValue
 from foresight.values.fields import DataType, Field

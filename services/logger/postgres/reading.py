@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from foresight.values import DataType
 from sqlalchemy import Row, text
 
+from foresight.values import DataType
 from services.logger.entries import Entry, FoundPrediction, IncarnationLedger
 from services.logger.outcomes import LoggedOutcome, Outcome
 from services.logger.postgres.writing import Writing

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from foresight.values import DataType
 from sqlalchemy import Row, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from foresight.values import DataType
 from services.logger.outcomes import ATTACHED_MAX, Claims, Known, Outcome, check_attached
 from services.logger.records import Incarnation, KnownPrediction, LogRecord, QuarantinedRange
 from services.logger.targets import id_of_target, target_of_id

@@ -24,7 +24,7 @@ from services.logger.log import PredictionLog
 from services.logger.metrics import LoggerMetrics
 from services.logger.postgres import SCHEMA, LogStore
 from services.logger.servicer import OutcomeServicer, PredictionLogServicer
-from services.runtime.database import open_database
+from services.runtime.database import Database, open_database
 from services.runtime.ids import new_id
 from services.runtime.metrics import Metrics
 from services.runtime.server import Server
@@ -45,6 +45,7 @@ class Logger:
     channel: grpc.aio.Channel
     log: prediction_log_pb2_grpc.PredictionLogServiceAsyncStub
     outcomes: outcome_pb2_grpc.OutcomeServiceAsyncStub
+    database: Database
     metrics: Metrics
     store: LogStore
     now: datetime = NOW
@@ -100,6 +101,7 @@ async def running_logger(settings: DatabaseSettings) -> AsyncIterator[Logger]:
                 channel,
                 prediction_log_pb2_grpc.PredictionLogServiceStub(channel),
                 outcome_pb2_grpc.OutcomeServiceStub(channel),
+                database,
                 metrics,
                 store,
             )

@@ -1,0 +1,136 @@
+"""Which predictions of arriving records are new, and what outcomes are about."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from foresight.logger.v1 import prediction_log_pb2
+from foresight.values import Column, DataType, InvalidValue
+from services.logger.codec import cut_record
+from services.logger.records import Incarnation, KnownPrediction, LogRecord, QuarantinedRange, sort_out
+from services.logger.scalars import decode_scalar, encode_rows, encode_scalar
+from services.logger.targets import id_of_target, target_of_id, targets_of_keys
+from services.runtime.ids import new_id
+from tests.integration.logger.rig import new_incarnation, record
+
+LIFE = Incarnation("predictor-0", "life")
+
+
+def a_record(first: int, ids: list[str]) -> LogRecord:
+    payload = ",".join(ids).encode()
+    return LogRecord(LIFE, first, tuple(ids), tuple(i.encode() for i in ids), "delays", "view", 1, 0, payload)
+
+
+def cut(payload: bytes, start: int, stop: int) -> bytes:
+    return b",".join(payload.split(b",")[start:stop])
+
+
+@given(
+    st.lists(st.lists(st.integers(0, 15), min_size=1, max_size=8, unique=True), max_size=6),
+    st.sets(st.integers(0, 15)),
+)
+def test_every_new_prediction_is_kept_once_and_every_other_is_counted(
+    batches: list[list[int]], known: set[int]
+) -> None:
+    records = [a_record(1, [str(i) for i in batch]) for batch in batches]
+    stored = {str(i): KnownPrediction(LIFE, i, b"") for i in known}
+    result = sort_out(records, stored, cut)
+    kept = [i for piece in result.fresh for i in piece.prediction_ids]
+    assert len(kept) == len(set(kept)) == result.appended
+    assert set(kept) == {str(i) for batch in batches for i in batch} - set(stored)
+    assert sum(result.duplicates.values()) == sum(map(len, batches)) - len(kept)
+    for piece in result.fresh:
+        assert piece.payload == ",".join(piece.prediction_ids).encode()
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=12))
+def test_rows_of_a_partly_known_record_keep_their_sequence_numbers(is_known: list[bool]) -> None:
+    ids = [str(i) for i in range(len(is_known))]
+    whole = a_record(5, ids)
+    known = {i: KnownPrediction(LIFE, 5 + int(i), i.encode()) for i, flag in zip(ids, is_known, strict=True) if flag}
+    result = sort_out([whole], known, cut)
+    numbers = {i: p.first_sequence + row for p in result.fresh for row, i in enumerate(p.prediction_ids)}
+    assert numbers == {i: 5 + int(i) for i in ids if i not in known}
+    assert result.reused == []
+
+
+def test_an_id_that_comes_with_another_sequence_number_is_reported() -> None:
+    result = sort_out([a_record(1, ["a"])], {"a": KnownPrediction(LIFE, 2, b"a")}, cut)
+    assert (result.fresh, result.reused) == ([], ["a"])
+
+
+@given(st.integers(1, 6), st.data())
+def test_cutting_a_record_into_pieces_loses_no_row(n: int, data: st.DataObject) -> None:
+    whole = record(new_incarnation(), 1, n)
+    middle = data.draw(st.integers(1, n))
+    payload = whole.SerializeToString()
+    pieces = [cut_record(payload, a, b) for a, b in ((0, middle), (middle, n)) if a < b]
+    messages = [prediction_log_pb2.PredictionRecord.FromString(piece) for piece in pieces]
+    assert [i for m in messages for i in m.prediction_ids] == list(whole.prediction_ids)
+    assert [c for m in messages for c in m.sources[0].commits] == list(whole.sources[0].commits)
+    assert b"".join(m.features[0].statuses for m in messages) == whole.features[0].statuses
+    assert messages[-1].first_sequence == 1 + (middle if middle < n else 0)
+    assert messages[0].model_sha256 == whole.model_sha256
+
+
+def test_records_and_ranges_say_what_is_wrong_with_them() -> None:
+    with pytest.raises(InvalidValue, match="first_sequence"):
+        a_record(0, ["a"])
+    with pytest.raises(InvalidValue, match="same id twice"):
+        a_record(1, ["a", "a"])
+    with pytest.raises(InvalidValue, match="last_sequence"):
+        QuarantinedRange(LIFE, 2, 1, "")
+    with pytest.raises(InvalidValue, match="reason"):
+        QuarantinedRange(LIFE, 1, 1, "x" * 1_025)
+
+
+keys = st.one_of(
+    st.tuples(st.just(DataType.INT64), st.one_of(st.none(), st.integers(-3, 3), st.just(2**63 - 1))),
+    st.tuples(st.just(DataType.BOOL), st.one_of(st.none(), st.booleans())),
+    st.tuples(st.just(DataType.STRING), st.one_of(st.none(), st.sampled_from(["", "0", "1", "a", "ab", "b", "\x01"]))),
+)
+Key = tuple[DataType, object]
+situations = st.tuples(
+    st.sampled_from(["d", "dd"]), st.dictionaries(st.sampled_from(["a", "b", "ab"]), keys), st.integers(-1, 1)
+)
+
+
+def target(situation: tuple[str, dict[str, Key], int], *, backwards: bool = False) -> bytes:
+    deployment, keys, event_time = situation
+    names = sorted(keys, reverse=backwards)
+    columns = {name: Column.build(name, keys[name][0], [keys[name][1]]) for name in names}
+    return targets_of_keys(deployment, columns, [event_time])[0]
+
+
+@given(situations, situations)
+def test_targets_are_equal_exactly_when_deployment_keys_and_time_are(
+    one: tuple[str, dict[str, Key], int], two: tuple[str, dict[str, Key], int]
+) -> None:
+    # True == 1 in Python, but not as keys: the type is part of the situation.
+    assert (target(one) == target(two, backwards=True)) == (one == two)
+
+
+def test_a_target_of_an_id_is_never_one_of_keys() -> None:
+    prediction_id = new_id()
+    assert id_of_target(target_of_id(prediction_id)) == prediction_id
+    assert target_of_id(prediction_id)[:1] != target(("d", {}, 0))[:1]
+
+
+@pytest.mark.parametrize(
+    ("type", "values"),
+    [
+        (DataType.INT64, [-(2**63), 0, 2**63 - 1]),
+        (DataType.FLOAT64, [-0.0, 0.0, 1e-308, 0.1]),
+        (DataType.BOOL, [True, False]),
+        (DataType.STRING, ["", "é", "a"]),
+    ],
+)
+def test_scalars_keep_their_value_and_differ_when_it_does(type: DataType, values: list[object]) -> None:
+    encoded = [encode_scalar(type, value) for value in values]
+    assert encode_rows(Column.build("v", type, values)) == encoded
+    assert [decode_scalar(type, data) for data in encoded] == values
+    assert all(a != b for a, b in itertools.combinations(encoded, 2))
