@@ -27,7 +27,7 @@ from services.trainer.postgres import batch_runs
 from services.trainer.postgres.sink import Sink
 from services.trainer.progress import Progress, Report
 from services.trainer.registry import LIST_MAX, Registry
-from services.trainer.rows import columns, select, with_defaults
+from services.trainer.rows import columns, select
 from services.trainer.scorers import Scorers
 from services.trainer.turns import Turns
 
@@ -140,7 +140,7 @@ class BatchPrediction:
         inputs = version.signature.inputs
         if not rows.num_rows:
             return rows, pa.table({f.name: pa.nulls(0, column_to_arrow(Column.nulls(f, 0)).type) for f in inputs})
-        joined = with_defaults(await self._feature_store.as_of(version.view, spine), view)
+        joined = await self._feature_store.as_of(version.view, spine)
         return rows, select(joined, inputs, f"the view {version.view}")
 
 

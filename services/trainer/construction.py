@@ -7,6 +7,7 @@ import inspect
 from typing import Any
 
 from sklearn.base import BaseEstimator, is_classifier, is_regressor
+from sklearn.linear_model import LogisticRegression
 from sklearn.utils._param_validation import InvalidParameterError
 
 from foresight.values import InvalidValue
@@ -59,10 +60,14 @@ def _build(specification: Estimator, path: str) -> Any:
         if parameter not in known:
             raise InvalidValue(f"{path}.{parameter}", f"{specification.class_name} has no such parameter")
         arguments[parameter] = _value(value, f"{path}.{parameter}")
+    if name == "StackingClassifier" and arguments.get("final_estimator") is None:
+        # What scikit-learn takes when it fits; it must be there before for us to see that it gives probabilities.
+        arguments["final_estimator"] = LogisticRegression()
     try:
         estimator = cls(**arguments)
-        # What fit would check first, now: before any data is read.
-        estimator._validate_params()
+        # What fit would check first, now: before any data is read. FeatureUnion has nothing to check.
+        if hasattr(cls, "_parameter_constraints"):
+            estimator._validate_params()
     except InvalidParameterError as error:
         raise InvalidValue(path, _first_line(error)) from None
     except (TypeError, ValueError, AttributeError) as error:

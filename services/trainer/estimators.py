@@ -17,7 +17,7 @@ _TABLE = {
         *("PowerTransformer", "KBinsDiscretizer", "PolynomialFeatures"),
         *("OneHotEncoder", "OrdinalEncoder", "TargetEncoder"),
     ),
-    "sklearn.impute": ("SimpleImputer", "KNNImputer"),
+    "sklearn.impute": ("SimpleImputer",),
     "sklearn.decomposition": ("PCA", "TruncatedSVD", "IncrementalPCA", "KernelPCA"),
     "sklearn.random_projection": ("GaussianRandomProjection",),
     "sklearn.feature_selection": (
@@ -54,7 +54,16 @@ _TABLE = {
 # Public name of each class -> (module to import, name in it).
 ALLOWED = MappingProxyType({f"{m}.{name}": (m, name) for m, names in _TABLE.items() for name in names})
 
-REFUSED_PARAMETERS = MappingProxyType({"memory": "nothing is cached in files"})
+# Parameter -> the values that are harmless, and why no other is taken.
+REFUSED_PARAMETERS = MappingProxyType(
+    {
+        "memory": ((None,), "nothing is cached in files"),
+        "categorical_features": (
+            (None, "from_dtype"),
+            "ONNX has no equal; let a ColumnTransformer encode the categories before",
+        ),
+    }
+)
 
 # Values that leave predictions as they are and make training or conversion possible, set over the caller's: how many
 # threads is the trainer's business, output goes nowhere, and ONNX has no sparse matrices.

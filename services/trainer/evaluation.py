@@ -14,7 +14,7 @@ from services.trainer.feature_store import DatasetManifest, FeatureStore
 from services.trainer.measures import measure
 from services.trainer.models import DatasetSelection, ModelMetrics, ModelVersion, VersionRef
 from services.trainer.registry import Registry
-from services.trainer.rows import columns, labelled, select, with_defaults
+from services.trainer.rows import columns, labelled, select
 from services.trainer.scorers import Scorers
 
 
@@ -42,7 +42,6 @@ class Evaluation:
             _check_fits(version, manifest)
         scorers = [await self._scorers.load(version) for version in versions]
         table = await self._feature_store.dataset(selection.dataset_id, selection.split)
-        table = with_defaults(table, await self._feature_store.view(manifest.view))
         table = labelled(table, manifest.label)
         measured = [
             ModelMetrics(version.ref, await in_thread(measure_rows, scorer, table, manifest.label))

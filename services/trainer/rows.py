@@ -1,7 +1,7 @@
-"""Rows as they come from the feature store, made ready for models: typed, with the view's defaults filled in.
+"""Rows as they come from the feature store, made ready for models: only what is needed, and of the right types.
 
-Online, a missing feature whose policy is DEFAULT reaches the model as its default; so it does here. A missing one
-whose policy is FAIL reaches it as NULL: offline there is no single prediction to fail.
+The store has applied the view's policies: a missing feature is its default, or NULL. One whose policy is FAIL is NULL,
+too: offline there is no single prediction to fail.
 """
 
 from __future__ import annotations
@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from foresight.values import Column, FeatureView, Field
+from foresight.values import Column, Field
 from foresight.wire import arrow_type, column_from_arrow
 from services.runtime.errors import FailedPrecondition
 
@@ -32,21 +31,6 @@ def select(table: pa.Table, fields: Iterable[Field], of: str) -> pa.Table:
             array = array.cast(wanted)
         arrays[field.name] = array
     return pa.table(arrays)
-
-
-def with_defaults(table: pa.Table, view: FeatureView) -> pa.Table:
-    """The table with the view's defaults in the place of NULL."""
-    for source in view.sources:
-        for feature in source.features:
-            name = source.name_of(feature)
-            if feature.default is None or name not in table.column_names:
-                continue
-            array = table[name]
-            if array.null_count:
-                value = pa.scalar(feature.default.python(0), array.type)
-                filled = pc.if_else(array.is_valid(), array, value)
-                table = table.set_column(table.column_names.index(name), name, filled)
-    return table
 
 
 def labelled(table: pa.Table, label: Field) -> pa.Table:

@@ -150,13 +150,14 @@ def _check_estimator(estimator: Estimator, path: str) -> None:
     if estimator.class_name not in ALLOWED:
         raise InvalidValue(f"{path}.class_name", f"{quoted(estimator.class_name)} is not an estimator allowed here")
     seen: set[str] = set()
-    for name, _ in estimator.parameters:
+    for name, value in estimator.parameters:
         if not _PARAMETER.match(name):
             raise InvalidValue(path, f"{quoted(name)} is not the name of a parameter")
         if name in seen:
             raise InvalidValue(f"{path}.{name}", "is given twice")
-        if name in REFUSED_PARAMETERS:
-            raise InvalidValue(f"{path}.{name}", f"is not allowed: {REFUSED_PARAMETERS[name]}")
+        harmless, reason = REFUSED_PARAMETERS.get(name, ((value,), ""))
+        if value not in harmless:
+            raise InvalidValue(f"{path}.{name}", f"is not allowed: {reason}")
         seen.add(name)
     if estimator.class_name in _PARTS:
         _check_parts(estimator, path)

@@ -23,7 +23,7 @@ from services.trainer.metrics import TrainerMetrics
 from services.trainer.models import DatasetSelection, Lineage, ModelVersion, NewVersion, Quality
 from services.trainer.progress import Progress, Report
 from services.trainer.registry import Registry
-from services.trainer.rows import labelled, select, with_defaults
+from services.trainer.rows import labelled, select
 from services.trainer.specification import Estimator, columns_used, to_json
 from services.trainer.tasks import FitResult, FitTask
 from services.trainer.turns import Turns
@@ -47,7 +47,7 @@ class TrainingJob:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Rows:
-    """The rows of a training: only inputs and label, labels known, defaults filled in."""
+    """The rows of a training: only inputs and label, labels known."""
 
     manifest: DatasetManifest
     inputs: tuple[Field, ...]
@@ -107,14 +107,13 @@ class Training:
         for manifest in manifests:
             if manifest.view != first.view:
                 raise FailedPrecondition(f"the datasets are of different views: {first.view} and {manifest.view}")
-        view = await self._feature_store.view(first.view)
         inputs = _inputs(first.features, job.pipeline)
         wanted = (*inputs, first.label)
         tables: list[pa.Table] = []
         rows = size = 0
         for selection in chosen:
             table = await self._feature_store.dataset(selection.dataset_id, selection.split)
-            table = select(with_defaults(table, view), wanted, "the dataset")
+            table = select(table, wanted, "the dataset")
             tables.append(labelled(table, first.label))
             rows += table.num_rows
             size += table.nbytes
