@@ -28,6 +28,9 @@ POOL_SIZE = 8
 ARROW_CONNECTIONS = 4
 CONNECT_TIMEOUT_S = 5
 POOL_TIMEOUT_S = 10
+# A server that is still starting is waited for up to a minute.
+START_PAUSE_S = 0.1
+START_ATTEMPTS = 600
 
 
 class Database:
@@ -123,14 +126,14 @@ async def open_database(settings: DatabaseSettings, schema: str, migrations: Pat
     """The database, migrated; waits up to a minute for a server that is still starting."""
     database = Database(settings, schema)
     try:
-        for attempt in range(120):
+        for attempt in range(START_ATTEMPTS):
             try:
                 await database.migrate(migrations)
                 break
             except Unavailable:
-                if attempt == 119:
+                if attempt == START_ATTEMPTS - 1:
                     raise
-                await asyncio.sleep(0.5)
+                await asyncio.sleep(START_PAUSE_S)
         yield database
     finally:
         await database.close()

@@ -21,6 +21,8 @@ log = structlog.get_logger()
 
 MESSAGE_BYTES_MAX = 16 << 20
 READINESS_PERIOD_S = 0.5
+# While not ready: whoever waits for the start should not wait for the next look.
+UNREADY_PERIOD_S = 0.05
 READINESS_TIMEOUT_S = 2.0
 # After health says NOT_SERVING, balancers get this long to look away before calls are refused.
 DRAIN_PAUSE_S = 0.2
@@ -31,9 +33,9 @@ Ready = Callable[[], Awaitable[bool]]
 class Server:
     """A gRPC server on one Unix socket.
 
-    Add servicers to `grpc`, then `run`. `ready` is asked twice a second; health answers what it said last, for the
-    empty name and for every service in `services` (full names). `stopping` is set at the first signal, so that
-    streams without an end of their own can end.
+    Add servicers to `grpc`, then `run`. `ready` is asked twice a second, and more often while it says no; health
+    answers what it said last, for the empty name and for every service in `services` (full names). `stopping` is set
+    at the first signal, so that streams without an end of their own can end.
     """
 
     def __init__(self, settings: ServiceSettings, metrics: Metrics) -> None:
@@ -93,4 +95,4 @@ async def _follow_readiness(status: health.aio.HealthServicer, names: Sequence[s
             for name in names:
                 await status.set(name, code)
             last = now
-        await asyncio.sleep(READINESS_PERIOD_S)
+        await asyncio.sleep(READINESS_PERIOD_S if now else UNREADY_PERIOD_S)
