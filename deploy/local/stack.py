@@ -2,8 +2,9 @@
 
     postgres → logger, feature_store, trainer → predictor → gateway
 
-All start at once and wait for what they need by themselves, but for the gateway, which opens when the rest is ready.
-They stop in the opposite order.
+The three in the middle start at once and wait for the database by themselves, because loading their libraries takes
+longer than starting it; the predictor and the gateway start when what they need is ready. All stop in the opposite
+order.
 """
 
 from __future__ import annotations
@@ -117,7 +118,7 @@ class Stack:
         """Everything that runs, in the order in which it is shown."""
         database = self._database.program()
         storage = [self._service(name, needs=[database.name]) for name in ("logger", "feature_store", "trainer")]
-        predictor = self._service("predictor", needs=[program.name for program in storage])
+        predictor = self._service("predictor", needs=[program.name for program in storage], wait=True)
         gateway = Program(
             name=GATEWAY,
             command=self._gateway.command,
@@ -180,7 +181,7 @@ class Stack:
     def _address(self, name: str) -> str:
         return f"unix:{self._sockets[name]}"
 
-    def _service(self, name: str, needs: Sequence[str]) -> Program:
+    def _service(self, name: str, needs: Sequence[str], wait: bool = False) -> Program:
         socket = self._sockets[name]
 
         async def forget_socket() -> None:
@@ -193,6 +194,7 @@ class Stack:
             environment={**_environment(), **settings, ENVIRONMENT_VARIABLE: str(self._state.path)},
             is_ready=lambda: service_is_serving(socket),
             needs=needs,
+            waits_for=needs if wait else (),
             before_start=forget_socket,
         )
 
