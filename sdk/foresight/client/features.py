@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -75,6 +76,8 @@ def transform(function: Callable[..., Any], *, inputs: Sequence[str], output: Fi
         raise InvalidValue("function", f"{function.__qualname__} is not at the top of its module")
     if function.__module__ == "__main__":
         raise InvalidValue("function", f"{function.__name__} is in a script; services can only import it from a module")
+    if getattr(sys.modules[function.__module__], function.__name__, None) is not function:
+        raise InvalidValue("function", f"is not what {function.__module__}.{function.__name__} names")
     return Transform(
         output=output,
         function=f"{function.__module__}:{function.__name__}",
