@@ -14,10 +14,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 import pyarrow as pa
 import structlog
 
-from services.feature_store.commits import PublishedCommit
+from foresight.wire import arrow_type
+from services.feature_store.commits import Commit, PublishedCommit, StagedRows
 from services.feature_store.groups import StoredGroup
 from services.feature_store.metrics import FeatureStoreMetrics
 from services.feature_store.online import CommittedRows, OnlineStore
@@ -31,6 +33,9 @@ FOLLOW_S = 0.05
 # What is applied in one transaction of the store: at least one commit, else at most so much.
 BATCH_COMMITS = 256
 BATCH_ROWS = 500_000
+# What local writes hand over at most, in commits and rows each; the rest is read from the database.
+AT_HAND_COMMITS = 64
+AT_HAND_ROWS = 20_000
 
 
 class PublishedCommits(Protocol):
@@ -101,7 +106,20 @@ class Applier:
         self._woken = asyncio.Event()
         self._advanced = asyncio.Condition()
         self._applied = 0
+        self._at_hand: dict[int, CommittedRows] = {}
         self.caught_up = False
+
+    def hand_over(self, commit: Commit, staged: StagedRows) -> None:
+        """Gives the rows of a commit that this process just published, which need not be read again then."""
+        if commit.rows > AT_HAND_ROWS or len(self._at_hand) >= AT_HAND_COMMITS:
+            return
+        rows = staged.rows.append_column("commit", pa.array(np.full(commit.rows, commit.number, np.int64)))
+        if "deleted" not in rows.column_names:
+            rows = rows.append_column("deleted", pa.array(np.zeros(commit.rows, np.bool_)))
+        missing = [f for f in staged.group.group.features if f.name not in rows.column_names]
+        for field in missing:
+            rows = rows.append_column(field.name, pa.nulls(commit.rows, arrow_type(field)))
+        self._at_hand[commit.number] = CommittedRows(staged.group, rows)
 
     def wake(self) -> None:
         """Says that a commit was published."""
@@ -148,10 +166,13 @@ class Applier:
             await self._advance(applied)
             self.caught_up = True
             return False
+        rows: list[CommittedRows] = []
         writes: dict[int, list[int]] = defaultdict(list)
         for commit in batch:
-            writes[commit.group_id].append(commit.write)
-        rows: list[CommittedRows] = []
+            if (at_hand := self._at_hand.get(commit.number)) is not None:
+                rows.append(at_hand)
+            else:
+                writes[commit.group_id].append(commit.write)
         for group_id, numbers in writes.items():
             stored = await self._registry.group_by_id(group_id)
             # Log-derived groups are read offline only.
@@ -170,6 +191,8 @@ class Applier:
 
     async def _advance(self, applied: int) -> None:
         self._metrics.applied_commit.set(applied)
+        for number in [number for number in self._at_hand if number <= applied]:
+            del self._at_hand[number]
         if applied > self._applied:
             async with self._advanced:
                 self._applied = applied

@@ -94,8 +94,10 @@ class OfflineFeatures:
             raise InvalidValue("header.group", "is filled by reingestion only")
         rows = await in_thread(check_rows, table, stored.group, self._clock())
         content = await in_thread(content_sha256, rows) if write_id else ""
-        commit = await self._commits.write(StagedRows(stored, rows), write_id, content)
+        staged = StagedRows(stored, rows)
+        commit = await self._commits.write(staged, write_id, content)
         if not commit.duplicate:
+            self._applier.hand_over(commit, staged)
             self._metrics.commits.inc()
             self._metrics.rows_written.inc(commit.rows)
         await self._applier.applied(commit.number, APPLIED_TIMEOUT_S)

@@ -32,10 +32,12 @@ FROM (SELECT 1) AS one LEFT JOIN commits c ON c.write_id = $1"""
 _PUBLISH = """
 WITH taken AS (
   UPDATE commit_state SET last_commit = last_commit + 1,
-    last_time = greatest(clock_timestamp(), last_time + interval '1 microsecond')
-  RETURNING last_commit, last_time)
-INSERT INTO commits (commit, write, group_id, committed_at, rows, write_id, content)
-SELECT last_commit, $1::bigint, $2::bigint, last_time, $3::bigint, nullif($4, ''), nullif($5, '') FROM taken
+    last_time = greatest(clock_timestamp(), last_time + interval '1 microsecond'),
+    write_bound = greatest(write_bound, $1::bigint)
+  RETURNING last_commit, last_time, write_bound)
+INSERT INTO commits (commit, write, write_bound, group_id, committed_at, rows, write_id, content)
+SELECT last_commit, $1::bigint, write_bound, $2::bigint, last_time, $3::bigint, nullif($4, ''), nullif($5, '')
+FROM taken
 RETURNING commit, committed_at"""
 _MOVE_CURSOR = """
 UPDATE log_cursor SET cursor = $2::bigint, predictions = predictions + $3::bigint, outcomes = outcomes + $4::bigint

@@ -15,6 +15,12 @@ from services.feature_store.postgres.commit_log import CommitLog
 from services.feature_store.postgres.row_tables import key_expressions, table_of
 from services.runtime.database import Database
 
+# The planner multiplies the selectivity of a key with that of its hash, and would sort instead of reading in order.
+_IN_INDEX_ORDER = "SELECT " + ", ".join(
+    f"set_config('enable_{method}', 'off', true)"
+    for method in ("hashjoin", "mergejoin", "sort", "bitmapscan", "seqscan", "material")
+)
+_WRITE_BOUND = "SELECT coalesce(max(write_bound), 0) FROM commits WHERE commit = $1"
 _ARRAYS = {DataType.INT64: "bigint[]", DataType.STRING: "text[]", DataType.BOOL: "boolean[]"}
 
 
@@ -32,12 +38,16 @@ class RowHistoryReader:
     async def lookup(self, queries: Sequence[KeyQuery], applied_commit: int) -> list[list[FoundRow | None]]:
         """For each query the latest row per entity by (event time, commit) among commits up to `applied_commit`."""
         async with self._database.transaction() as connection:
-            return [await _latest(connection, query, applied_commit) for query in queries]
+            await connection.exec_driver_sql(_IN_INDEX_ORDER)
+            bound = (await connection.exec_driver_sql(_WRITE_BOUND, (applied_commit,))).scalar_one()
+            return [await _latest(connection, query, applied_commit, bound) for query in queries]
 
 
-async def _latest(connection: AsyncConnection, query: KeyQuery, applied_commit: int) -> list[FoundRow | None]:
+async def _latest(
+    connection: AsyncConnection, query: KeyQuery, applied_commit: int, write_bound: int
+) -> list[FoundRow | None]:
     found: list[FoundRow | None] = [None] * len(query.keys[0])
-    parameters = (*(_values(column) for column in query.keys), applied_commit)
+    parameters = (*(_values(column) for column in query.keys), applied_commit, write_bound)
     result = await connection.exec_driver_sql(_statement(query.group), parameters)
     features = query.group.group.features
     for position, event_time, commit, deleted, *raw in map(tuple[Any, ...], result):
@@ -47,7 +57,8 @@ async def _latest(connection: AsyncConnection, query: KeyQuery, applied_commit: 
 
 
 def _statement(stored: StoredGroup) -> str:
-    """One index scan per entity, from its latest event time backwards; commits beyond the watermark are passed over."""
+    """One index scan per entity, from its latest event time backwards; commits beyond the watermark are passed over:
+    most by the bound on their write number, in the index; the rest by their commit."""
     keys = stored.group.entity_keys
     arrays = ", ".join(f"${i}::{_ARRAYS[key.type]}" for i, key in enumerate(keys, 1))
     asked = ", ".join(f"k{i}" for i in range(len(keys)))
@@ -60,7 +71,7 @@ def _statement(stored: StoredGroup) -> str:
         f"SELECT asked.position, latest.* FROM unnest({arrays}) WITH ORDINALITY AS asked ({asked}, position) "  # noqa: S608
         f"CROSS JOIN LATERAL (SELECT r.event_time, c.commit, r.deleted{features} "
         f"FROM {table_of(stored.id)} r JOIN commits c ON c.write = r.write "
-        f"WHERE {' AND '.join(equal)} AND c.commit <= ${len(keys) + 1} "
+        f"WHERE {' AND '.join(equal)} AND c.commit <= ${len(keys) + 1} AND r.write <= ${len(keys) + 2} "
         "ORDER BY r.event_time DESC, c.commit DESC LIMIT 1) AS latest"
     )
 

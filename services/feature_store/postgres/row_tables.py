@@ -59,7 +59,8 @@ def create_statements(group_id: int, group: FeatureGroup) -> list[str]:
         # Names are checked: letters, digits and underscores.
         f"COMMENT ON TABLE {table} IS '{group.name} version {group.version}: {legend}'",
         f"CREATE INDEX ON {table} (write)",
-        f"CREATE INDEX ON {table} ({', '.join(key_expressions(group.entity_keys))}, event_time DESC)",
+        # With the write number an earlier state of the store is found without looking at the later rows themselves.
+        f"CREATE INDEX ON {table} ({', '.join(key_expressions(group.entity_keys))}, event_time DESC, write)",
         f"CREATE INDEX ON {table} (event_time)",
     ]
 

@@ -31,12 +31,15 @@ def upgrade() -> None:
         """CREATE TABLE commit_state (
              one         boolean PRIMARY KEY DEFAULT true CHECK (one),
              last_commit bigint NOT NULL,
-             last_time   timestamptz NOT NULL)""",
-        "INSERT INTO commit_state (last_commit, last_time) VALUES (0, '-infinity')",
+             last_time   timestamptz NOT NULL,
+             write_bound bigint NOT NULL)""",
+        "INSERT INTO commit_state (last_commit, last_time, write_bound) VALUES (0, '-infinity', 0)",
         "CREATE SEQUENCE write_numbers",
         """CREATE TABLE commits (
              commit       bigint PRIMARY KEY,
              write        bigint NOT NULL UNIQUE,
+             -- The highest write number among this commit and all before it.
+             write_bound  bigint NOT NULL,
              group_id     bigint NOT NULL REFERENCES feature_groups (id),
              committed_at timestamptz NOT NULL,
              rows         bigint NOT NULL,
