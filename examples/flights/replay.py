@@ -292,7 +292,9 @@ class Replay:
 
 def _columns(flights: pd.DataFrame) -> dict[str, list[Any]]:
     """The columns of a prediction request as plain lists."""
-    columns: dict[str, list[Any]] = {name: flights[name].tolist() for name in service.KEYS}
+    columns: dict[str, list[Any]] = {
+        name: flights[name].astype(object).where(flights[name].notna(), None).tolist() for name in service.KEYS
+    }
     for request_feature in service.REQUEST_FEATURES:
         columns[request_feature.name] = flights[request_feature.name].tolist()
     return columns

@@ -65,6 +65,9 @@ def _checked(field: Field, columns: Mapping[str, Column], faults: list[Violation
     if column is None:
         faults.append(_fault(field.name, "is missing"))
         return None
+    if column.valid is not None and not column.valid.any():
+        # A client that infers types from values cannot know the type of NULLs.
+        return Column.nulls(field, len(column))
     if column.type is not field.type:
         if column.type is DataType.INT64 and field.type is DataType.FLOAT64:
             if not len(column) or -INTEGER_MAX <= column.values.min() <= column.values.max() <= INTEGER_MAX:

@@ -72,7 +72,8 @@ class PredictRequest(_message.Message):
     @_builtins.property
     def columns(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Column]:
         """Every entity key of the view and every request feature exactly once, n from 1 to 1,024 rows each, of the
-        view's types. A NULL key reads NOT_FOUND; a NULL request feature is a NULL to the model.
+        view's types; INT64 values go for a FLOAT64 field, and a column of NULLs only may have any type. A NULL key
+        reads NOT_FOUND; a NULL request feature is a NULL to the model.
         """
 
     @_builtins.property
