@@ -90,7 +90,7 @@ def _load(row: RowMapping) -> Decision:
         ),
         champion=VersionRef(row["champion_model"], row["champion_version"]),
         promoted=row["promoted"],
-        models=tuple(ModelMetrics(VersionRef(n, v), metrics) for n, v, metrics in json.loads(row["models"])),
+        models=tuple(ModelMetrics(VersionRef(n, v), metrics) for n, v, metrics in row["models"]),
         rows=row["rows"],
         created_at=row["created_at"],
     )
