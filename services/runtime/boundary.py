@@ -7,6 +7,7 @@ deserializer and the iteration over streams are wrapped too, not just the handle
 from __future__ import annotations
 
 import asyncio
+import inspect
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -89,7 +90,12 @@ class Boundary(grpc.aio.ServerInterceptor):
             code = grpc.StatusCode.OK
             try:
                 with self._metrics.in_flight():
-                    async for response in inner(_checked(request), context):
+                    responses = inner(_checked(request), context)
+                    if inspect.isawaitable(responses):
+                        # A handler that writes to the context itself, as that of health does.
+                        await responses
+                        return
+                    async for response in responses:
                         yield response
             except (grpc.aio.AbortError, asyncio.CancelledError, GeneratorExit):
                 code = _code_of(context)

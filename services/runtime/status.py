@@ -6,17 +6,21 @@ from collections.abc import Sequence
 from typing import Any
 
 import grpc
-from foresight.errors.v1 import errors_pb2
-from foresight.values import InvalidValue
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.rpc import error_details_pb2, status_pb2
 
+from foresight.errors.v1 import errors_pb2
+from foresight.values import InvalidValue
 from services.runtime import errors
 
 ERROR_DOMAIN = "foresight"
 DETAILS_KEY = "grpc-status-details-bin"
-MESSAGE_CHARACTERS_MAX = 2_000
-VIOLATIONS_MAX = 50
+# gRPC drops a whole answer whose trailers are larger than 8 KiB: text beyond ASCII triples there, details grow by a
+# third, and the message is in both.
+MESSAGE_BYTES_MAX = 600
+DETAILS_BYTES_MAX = 4_000
+METADATA_MAX = 8
+VALUE_BYTES_MAX = 200
 INTERNAL_MESSAGE = "internal error; the service's log has the details under this request id"
 
 # The most specific type comes first where one derives from another.
@@ -51,15 +55,11 @@ def status_of(error: Exception) -> tuple[grpc.StatusCode, status_pb2.Status]:
     for type, code, reason in STATUS_TABLE:
         if isinstance(error, type):
             if isinstance(error, InvalidValue):
-                status = _status(code, reason, str(error)[:MESSAGE_CHARACTERS_MAX], {})
-                violations = [
-                    error_details_pb2.BadRequest.FieldViolation(field=v.field, description=v.description)
-                    for v in error.violations[:VIOLATIONS_MAX]
-                ]
-                status.details.append(_packed(error_details_pb2.BadRequest(field_violations=violations)))
+                status = _status(code, reason, str(error), {})
+                status.details.append(_packed(_bad_request(error, DETAILS_BYTES_MAX - status.ByteSize())))
                 return code, status
             assert isinstance(error, errors.ServiceError)
-            return code, _status(code, reason, error.message[:MESSAGE_CHARACTERS_MAX], error.metadata)
+            return code, _status(code, reason, error.message, error.metadata)
     code = grpc.StatusCode.INTERNAL
     return code, _status(code, errors_pb2.ERROR_REASON_INTERNAL, INTERNAL_MESSAGE, {})
 
@@ -115,8 +115,25 @@ def _status(
     code: grpc.StatusCode, reason: errors_pb2.ErrorReason.ValueType, text: str, metadata: dict[str, str]
 ) -> status_pb2.Status:
     name = errors_pb2.ErrorReason.Name(reason).removeprefix("ERROR_REASON_")
-    info = error_details_pb2.ErrorInfo(domain=ERROR_DOMAIN, reason=name, metadata=metadata)
-    return status_pb2.Status(code=code.value[0], message=text, details=[_packed(info)])
+    short = {key: _cut(value, VALUE_BYTES_MAX) for key, value in list(metadata.items())[:METADATA_MAX]}
+    info = error_details_pb2.ErrorInfo(domain=ERROR_DOMAIN, reason=name, metadata=short)
+    return status_pb2.Status(code=code.value[0], message=_cut(text, MESSAGE_BYTES_MAX), details=[_packed(info)])
+
+
+def _bad_request(error: InvalidValue, bytes_max: int) -> error_details_pb2.BadRequest:
+    """The first violations, as many as fit."""
+    bad = error_details_pb2.BadRequest()
+    for violation in error.violations:
+        field, description = (_cut(text, VALUE_BYTES_MAX) for text in (violation.field, violation.description))
+        bytes_max -= len(field.encode()) + len(description.encode()) + 16
+        if bytes_max < 0:
+            break
+        bad.field_violations.add(field=field, description=description)
+    return bad
+
+
+def _cut(text: str, bytes_max: int) -> str:
+    return text.encode(errors="replace")[:bytes_max].decode(errors="ignore")
 
 
 def _packed(message: Any) -> AnyMessage:
