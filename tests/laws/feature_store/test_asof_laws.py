@@ -1,0 +1,271 @@
+"""The point-in-time join against an oracle that looks at every row for every spine row, in plain Python."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from foresight.transforms import TransformSet
+from foresight.values import DataType, FeatureGroup, FeatureView, Field, ViewFeature, ViewSource
+from services.feature_store.asof import AsOfEngine, DuckDbAsOf
+from services.feature_store.groups import StoredGroup
+from services.feature_store.histories import EventTimes
+from services.feature_store.registry import derive_view
+from services.feature_store.spine import check_spine
+from services.feature_store.view_join import ViewJoin
+from services.feature_store.view_plan import ViewPlan, plan_view
+
+UTC_MICROS = pa.timestamp("us", "UTC")
+# Pairs that a concatenation would confuse.
+FIRST_KEYS = ["1", "12", "1,2"]
+SECOND_KEYS = ["23", "3", ",3"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the group; times are small integers of microseconds."""
+
+    keys: tuple[str, str]
+    event_time: int
+    commit: int
+    known_at: int
+    deleted: bool
+    value: float | None
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A row of the spine."""
+
+    keys: tuple[str | None, str | None]
+    at: int
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How to join."""
+
+    strict: bool
+    known_by: bool
+    max_age: int | None
+    watermark: int
+
+
+def oracle(rows: Sequence[Row], asked: Asked, rule: Rule) -> float | None:
+    """What a spine row sees."""
+    seen: Row | None = None
+    for row in rows:
+        if row.commit > rule.watermark or row.keys != asked.keys:
+            continue
+        if row.event_time > asked.at or (rule.strict and row.event_time == asked.at):
+            continue
+        if rule.known_by and row.known_at > asked.at:
+            continue
+        if seen is None or (row.event_time, row.commit) > (seen.event_time, seen.commit):
+            seen = row
+    if seen is None or seen.deleted:
+        return None
+    if rule.max_age is not None and asked.at - seen.event_time > rule.max_age:
+        return None
+    return seen.value
+
+
+class RowsInMemory:
+    """Histories out of a list, filtered as the database does."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self._rows = rows
+
+    async def history(
+        self, stored: StoredGroup, features: Sequence[str], watermark: int, times: EventTimes
+    ) -> pa.Table:
+        """See `Histories.history`."""
+        rows = [row for row in self._rows if row.commit <= watermark]
+        columns: dict[str, Any] = {
+            "first": pa.array([row.keys[0] for row in rows], pa.string()),
+            "second": pa.array([row.keys[1] for row in rows], pa.string()),
+            "event_time": pa.array([row.event_time for row in rows], UTC_MICROS),
+            "known_at": pa.array([row.known_at for row in rows], UTC_MICROS),
+            "commit": pa.array([row.commit for row in rows], pa.int64()),
+            "deleted": pa.array([row.deleted for row in rows], pa.bool_()),
+            "value": pa.array([row.value for row in rows], pa.float64()),
+        }
+        table = pa.table(columns)
+        if times.first is not None:
+            table = table.filter(pc.greater_equal(table["event_time"], pa.scalar(times.first, UTC_MICROS)))
+        if times.end is not None:
+            below = pc.less_equal if times.inclusive else pc.less
+            table = table.filter(below(table["event_time"], pa.scalar(times.end, UTC_MICROS)))
+        return table
+
+
+def plan(rule: Rule) -> ViewPlan:
+    """A view of one group with two keys."""
+    group = FeatureGroup(
+        name="readings",
+        entity_keys=(Field("first", DataType.STRING), Field("second", DataType.STRING)),
+        features=(Field("value", DataType.FLOAT64),),
+        strict_event_time=rule.strict,
+        version=1,
+    )
+    age = None if rule.max_age is None else timedelta(microseconds=rule.max_age)
+    source = ViewSource("readings", (ViewFeature("value"),), max_age=age, keys={"first": "one", "second": "two"})
+    view = derive_view(FeatureView("judged", Field("label", DataType.BOOL), (source,)), [group])
+    return plan_view(view, [StoredGroup(1, group)])
+
+
+def joined(engine: AsOfEngine, rows: Sequence[Row], spine: Sequence[Asked], rule: Rule) -> list[float | None]:
+    """The feature of each spine row; the spine's other columns have to come back as they were."""
+    table = pa.table(
+        {
+            "position": pa.array(range(len(spine)), pa.int64()),
+            "one": pa.array([asked.keys[0] for asked in spine], pa.string()),
+            "two": pa.array([asked.keys[1] for asked in spine], pa.string()),
+            "event_time": pa.array([asked.at for asked in spine], UTC_MICROS),
+        }
+    )
+    view = plan(rule)
+    join = ViewJoin(RowsInMemory(rows), engine, TransformSet(()))
+    result = asyncio.run(
+        join.join(view, check_spine(table, view.view, labelled=False), rule.watermark, known_by=rule.known_by)
+    )
+    assert pa.table(result.others).equals(table)
+    found: list[float | None] = result.features["value"].to_pylist()
+    assert len(found) == len(spine)
+    return found
+
+
+keys = st.tuples(st.sampled_from(FIRST_KEYS), st.sampled_from(SECOND_KEYS))
+rows_of_keys = st.lists(
+    st.builds(
+        Row,
+        keys=keys,
+        event_time=st.integers(0, 8),
+        commit=st.integers(1, 4),
+        known_at=st.integers(0, 12),
+        deleted=st.booleans(),
+        value=st.none() | st.integers(0, 99).map(float),
+    ),
+    max_size=25,
+    # One write says one thing about a key at a time.
+    unique_by=lambda row: (row.keys, row.event_time, row.commit),
+)
+spines = st.lists(
+    st.builds(
+        Asked,
+        keys=st.tuples(st.none() | st.sampled_from(FIRST_KEYS), st.none() | st.sampled_from(SECOND_KEYS)),
+        at=st.integers(0, 12),
+    ),
+    max_size=25,
+)
+rules = st.builds(
+    Rule,
+    strict=st.booleans(),
+    known_by=st.booleans(),
+    max_age=st.none() | st.integers(1, 6),
+    watermark=st.integers(0, 4),
+)
+
+
+@pytest.fixture(scope="module", params=[DuckDbAsOf])
+def engine(request: pytest.FixtureRequest) -> Iterator[AsOfEngine]:
+    """Every engine, under the same laws."""
+    with tempfile.TemporaryDirectory() as folder:
+        made = request.param(Path(folder))
+        yield made
+        made.close()
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(rows=rows_of_keys, spine=spines, rule=rules, data=st.data())
+def test_every_spine_row_sees_what_the_oracle_sees(
+    engine: AsOfEngine, rows: list[Row], spine: list[Asked], rule: Rule, data: st.DataObject
+) -> None:
+    """Ties, duplicates, NULL keys and values, late rows, tombstones, ages and watermarks, in any order of rows."""
+    shuffled = data.draw(st.permutations(rows))
+    assert joined(engine, shuffled, spine, rule) == [oracle(rows, asked, rule) for asked in spine]
+
+
+def test_many_rows_agree_with_the_oracle(engine: AsOfEngine) -> None:
+    """Enough rows for the engine to work in parallel and in several blocks."""
+    random = np.random.default_rng(5)
+    names = [(first, second) for first in FIRST_KEYS for second in SECOND_KEYS]
+    made = {}
+    for _ in range(3_000):
+        event, commit = int(random.integers(0, 400)), int(random.integers(1, 40))
+        pair = names[random.integers(len(names))]
+        made[pair, event, commit] = Row(
+            pair, event, commit, int(random.integers(0, 500)), bool(random.random() < 0.1), float(random.integers(99))
+        )
+    spine = [Asked(names[random.integers(len(names))], int(random.integers(0, 500))) for _ in range(300)]
+    for known_by in (False, True):
+        rule = Rule(strict=known_by, known_by=known_by, max_age=30, watermark=30)
+        expected = [oracle(list(made.values()), asked, rule) for asked in spine]
+        assert joined(engine, list(made.values()), spine, rule) == expected
+
+
+PAIR = ("1", "23")
+ANY = Rule(strict=False, known_by=False, max_age=None, watermark=9)
+
+
+def row(event_time: int, commit: int, value: float | None, known_at: int = 0, keys: tuple[str, str] = PAIR) -> Row:
+    """A row that is no tombstone."""
+    return Row(keys, event_time, commit, known_at, False, value)
+
+
+def test_composite_keys_stay_apart(engine: AsOfEngine) -> None:
+    """('1', '23') and ('12', '3') are different entities."""
+    rows = [row(1, 1, 5.0), row(1, 1, 6.0, keys=("12", "3"))]
+    spine = [Asked(("1", "23"), 2), Asked(("12", "3"), 2), Asked(("12", "23"), 2)]
+    assert joined(engine, rows, spine, ANY) == [5.0, 6.0, None]
+
+
+@pytest.mark.parametrize(("strict", "expected"), [(False, [None, 5.0, 5.0]), (True, [None, None, 5.0])])
+def test_a_row_at_the_very_time(engine: AsOfEngine, strict: bool, expected: list[float | None]) -> None:
+    """Visible at its event time, unless the group is strict."""
+    spine = [Asked(PAIR, 4), Asked(PAIR, 5), Asked(PAIR, 6)]
+    rule = Rule(strict=strict, known_by=False, max_age=None, watermark=9)
+    assert joined(engine, [row(5, 1, 5.0)], spine, rule) == expected
+
+
+def test_a_correction_after_the_prediction_is_seen_only_without_known_by(engine: AsOfEngine) -> None:
+    """The later commit wins, but a live system could not have known it."""
+    rows = [row(1, 1, 5.0, known_at=2), row(1, 2, 7.0, known_at=9)]
+    spine = [Asked(PAIR, 4), Asked(PAIR, 9)]
+    assert joined(engine, rows, spine, ANY) == [7.0, 7.0]
+    known = Rule(strict=False, known_by=True, max_age=None, watermark=9)
+    assert joined(engine, rows, spine, known) == [5.0, 7.0]
+
+
+def test_a_null_value_is_a_value_and_hides_an_older_row(engine: AsOfEngine) -> None:
+    """NULL in the latest row does not fall back to the row before."""
+    assert joined(engine, [row(1, 1, 5.0), row(2, 1, None)], [Asked(PAIR, 3)], ANY) == [None]
+
+
+def test_a_tombstone_hides_what_came_before_it(engine: AsOfEngine) -> None:
+    """Until a later row comes."""
+    rows = [row(1, 1, 5.0), Row(PAIR, 2, 1, 0, True, None), row(4, 1, 6.0)]
+    assert joined(engine, rows, [Asked(PAIR, at) for at in (1, 2, 3, 4)], ANY) == [5.0, None, None, 6.0]
+
+
+def test_an_age_equal_to_the_maximum_is_fresh(engine: AsOfEngine) -> None:
+    """One microsecond more is not."""
+    rule = Rule(strict=False, known_by=False, max_age=3, watermark=9)
+    assert joined(engine, [row(1, 1, 5.0)], [Asked(PAIR, at) for at in (4, 5)], rule) == [5.0, None]
+
+
+def test_a_late_batch_does_not_hide_a_newer_row(engine: AsOfEngine) -> None:
+    """Event time decides before the commit does."""
+    assert joined(engine, [row(5, 1, 5.0), row(4, 2, 4.0)], [Asked(PAIR, 6)], ANY) == [5.0]
