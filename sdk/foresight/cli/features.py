@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from foresight.cli.arguments import Json, State, load_module, open_client
-from foresight.cli.files import read_file
+from foresight.cli.files import check_columns, read_file
 from foresight.cli.terminal import instant, show, table, working
 from foresight.client import FeatureGroup, FeatureView, Field, InvalidValue
 from foresight.client.frames import DELETED, EVENT_TIME, KNOWN_AT
@@ -92,6 +92,7 @@ def ingest(
         described = client.group(group)
         fields = (*described.entity_keys, EVENT_TIME, *described.features, KNOWN_AT, DELETED)
         rows = read_file(file, fields, event_time=event_time)
+        check_columns(rows, file, "event_time", hint="name its column with --event-time")
         with working({"uploading": rows.num_rows}) as progress:
             commit = client.write(group, rows, write_id=write_id or None, progress=progress)
     what = "was written before: nothing new" if commit.duplicate else "written"

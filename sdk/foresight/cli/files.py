@@ -46,11 +46,18 @@ def read_file(path: Path, fields: Iterable[Field], *, event_time: str = "event_t
     table = to_table(table, known.values())
     if event_time == "event_time":
         return table
-    if event_time not in table.column_names:
-        raise InvalidValue(event_time, f"is not a column of {path.name}: {', '.join(table.column_names)}")
+    check_columns(table, path, event_time)
     if "event_time" in table.column_names:
         table = table.drop_columns(["event_time"])
     return table.rename_columns(["event_time" if name == event_time else name for name in table.column_names])
+
+
+def check_columns(table: pa.Table, path: Path, *names: str, hint: str = "") -> None:
+    """Raises InvalidValue unless the table of a file has every column named; `hint` says what to do."""
+    for name in names:
+        if name not in table.column_names:
+            found = ", ".join(table.column_names)
+            raise InvalidValue(name, f"is not a column of {path.name}, which has {found}" + (hint and f"; {hint}"))
 
 
 def write_file(table: pa.Table, path: Path) -> None:

@@ -11,9 +11,9 @@ import pyarrow as pa
 import typer
 
 from foresight.cli.arguments import Json, State, open_client, parse_instant, parse_setting, parse_settings
-from foresight.cli.files import read_file
+from foresight.cli.files import check_columns, read_file
 from foresight.cli.terminal import plain, show, table, working
-from foresight.client import Client, DataType, FeatureView, Field, InvalidValue, Predictions
+from foresight.client import Client, DataType, FeatureView, Field, Predictions
 from foresight.client.frames import EVENT_TIME
 
 PANEL = "Predictions"
@@ -79,16 +79,13 @@ def outcomes(
     with open_client(state) as client:
         view = client.view(*client.deployment(deployment).view) if deployment else None
         rows = read_file(file, _outcome_fields(view))
-        for needed in ("value", "observed_at"):
-            if needed not in rows.column_names:
-                raise InvalidValue(needed, f"is not a column of {file.name}: {', '.join(rows.column_names)}")
+        check_columns(rows, file, "value", "observed_at")
         by_id = "prediction_id" in rows.column_names
         if not by_id and view is None:
             raise typer.BadParameter("a file without prediction ids needs the --deployment that was asked")
         keys = [key.name for key in view.entity_keys] if view is not None and not by_id else []
-        missing = [name for name in (*keys, *(() if by_id else ("event_time",))) if name not in rows.column_names]
-        if missing:
-            raise InvalidValue(file.name, f"has no column {', '.join(missing)}, and no prediction_id")
+        if not by_id:
+            check_columns(rows, file, *keys, "event_time", hint="or give a column prediction_id")
         with working({"sending": rows.num_rows}) as progress:
             counts = client.record_outcomes(
                 rows["value"].to_pylist(),

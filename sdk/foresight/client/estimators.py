@@ -49,7 +49,7 @@ def specify(estimator: Any, where: str = "pipeline") -> Estimator:
     if isinstance(estimator, type):
         raise InvalidValue(where, f"is the class {estimator.__name__}; give an instance: {estimator.__name__}()")
     if not _is_estimator(estimator):
-        raise InvalidValue(where, f"is a {type(estimator).__name__}, not a scikit-learn estimator")
+        raise InvalidValue(where, f"is of type {type(estimator).__name__}, not a scikit-learn estimator")
     if any(name.endswith("_") and not name.startswith("_") for name in vars(estimator)):
         raise InvalidValue(
             where, "is fitted, and fitting happens in the trainer; pass sklearn.base.clone(...) of it instead"

@@ -105,7 +105,7 @@ def test_nan_that_is_the_default_does_not_travel() -> None:
         (TfidfVectorizer(stop_words={"a"}), "pipeline.stop_words", "a set"),
         (LogisticRegression(max_iter=2**70), "pipeline.max_iter", "64 bits"),
         (LogisticRegression, "pipeline", "give an instance: LogisticRegression()"),
-        ("sklearn.svm.SVC", "pipeline", "is a str"),
+        ("sklearn.svm.SVC", "pipeline", "is of type str"),
     ],
 )
 def test_what_cannot_be_sent_is_refused_with_the_name_of_the_parameter(
