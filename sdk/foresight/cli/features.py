@@ -28,7 +28,7 @@ def apply(
     state: State = None,
     as_json: Json = False,
 ) -> None:
-    """Registers every FeatureGroup and FeatureView that a Python file has at its top level.
+    """Register every FeatureGroup and FeatureView that a Python file has at its top level.
 
     The file is imported in this process. What has not changed stays as it is; a change makes a new version.
     """
@@ -50,7 +50,7 @@ def apply(
 
 
 def groups(state: State = None, as_json: Json = False) -> None:
-    """Lists the feature groups, those made from the prediction log included."""
+    """List the feature groups, those made from the prediction log included."""
     with open_client(state) as client:
         found = client.groups()
     rows = [
@@ -61,7 +61,7 @@ def groups(state: State = None, as_json: Json = False) -> None:
 
 
 def views(state: State = None, as_json: Json = False) -> None:
-    """Lists the feature views."""
+    """List the feature views."""
     with open_client(state) as client:
         found = client.views()
     rows = [
@@ -87,7 +87,7 @@ def ingest(
     state: State = None,
     as_json: Json = False,
 ) -> None:
-    """Writes the rows of a file to a feature group, as one commit."""
+    """Write the rows of a file to a feature group, as one commit."""
     with open_client(state) as client:
         described = client.group(group)
         fields = (*described.entity_keys, EVENT_TIME, *described.features, KNOWN_AT, DELETED)

@@ -46,7 +46,7 @@ def train(
     state: State = None,
     as_json: Json = False,
 ) -> None:
-    """Trains a scikit-learn pipeline on a spine joined with a view (or on datasets) and registers the version."""
+    """Train a scikit-learn pipeline on a spine joined with a view (or on datasets) and register the version."""
     if (spine is None) == (not dataset):
         raise typer.BadParameter("give either --spine with --view, or --dataset")
     if spine is not None and not view:
@@ -81,7 +81,7 @@ def dataset(
     state: State = None,
     as_json: Json = False,
 ) -> None:
-    """Describes a training dataset, and writes its rows to a file."""
+    """Describe a training dataset, and write its rows to a file."""
     with open_client(state) as client:
         found = client.training_dataset(dataset_id)
         if output is not None:
@@ -106,7 +106,7 @@ def models(
     state: State = None,
     as_json: Json = False,
 ) -> None:
-    """Lists model versions, newest first."""
+    """List model versions, newest first."""
     with open_client(state) as client:
         found = client.models(model)
     names = list(dict.fromkeys(name for version in found for name in version.metrics))
@@ -122,14 +122,14 @@ def deploy(
     state: State = None,
     as_json: Json = False,
 ) -> None:
-    """Lets a deployment serve a model version, and waits until it does."""
+    """Let a deployment serve a model version, and wait until it does."""
     with open_client(state) as client:
         found = client.deploy(deployment, model, version, wait_s=wait_s)
     show(as_json, found, f"[green]✓[/] {found.name} serves {found.model}")
 
 
 def deployments(state: State = None, as_json: Json = False) -> None:
-    """Lists the deployments."""
+    """List the deployments."""
     with open_client(state) as client:
         found = client.deployments()
     rows = [{"name": d.name, "model": d.model, "view": d.view, "updated_at": d.updated_at} for d in found]
@@ -141,7 +141,7 @@ def decisions(
     state: State = None,
     as_json: Json = False,
 ) -> None:
-    """Lists which challengers were judged, and which were promoted, oldest first."""
+    """List which challengers were judged, and which were promoted, oldest first."""
     with open_client(state) as client:
         found = client.decisions(deployment)
     rows = [
@@ -180,7 +180,7 @@ def batch(
     state: State = None,
     as_json: Json = False,
 ) -> None:
-    """Scores the latest row per key of a group and writes the predictions where reports read."""
+    """Score the latest row per key of a group and write the predictions where reports read."""
     with open_client(state) as client, working() as progress:
         run = client.batch(
             deployment,

@@ -40,7 +40,7 @@ def predictions(
     state: State = None,
     as_json: Json = False,
 ) -> None:
-    """Reads predictions with their features, outputs and outcomes, in the order of the log."""
+    """Read predictions with their features, outputs and outcomes, in the order of the log."""
     with open_client(state) as client, working() as progress:
         found = client.predictions(
             deployment or None,
@@ -68,7 +68,7 @@ def predictions(
 
 
 def ledger(state: State = None, as_json: Json = False) -> None:
-    """Accounts for every prediction: logged, still in a spool, or quarantined; ends with 1 if one is nowhere."""
+    """Account for every prediction: logged, still in a spool, or quarantined; ends with 1 if one is nowhere."""
     with open_client(state) as client:
         found = client.ledger()
     rows = [

@@ -45,7 +45,7 @@ def predict(
     state: State = None,
     as_json: Json = False,
 ) -> None:
-    """Predicts for one entity (--set) or for every row of a file (--rows)."""
+    """Predict for one entity (--set) or for every row of a file (--rows)."""
     if bool(settings) == (rows is not None):
         raise typer.BadParameter("give either --set name=value … or --rows FILE")
     given = dict(parse_setting(setting) for setting in settings or ())
@@ -75,7 +75,7 @@ def outcomes(
     state: State = None,
     as_json: Json = False,
 ) -> None:
-    """Records what turned out to be true, from a .csv, .parquet or .jsonl file."""
+    """Record what turned out to be true, from a .csv, .parquet or .jsonl file."""
     with open_client(state) as client:
         view = client.view(*client.deployment(deployment).view) if deployment else None
         rows = read_file(file, _outcome_fields(view))
@@ -106,7 +106,7 @@ def verify(
     state: State = None,
     as_json: Json = False,
 ) -> None:
-    """Replays predictions from the log and compares features and outputs byte by byte; ends with 1 if one differs."""
+    """Replay predictions from the log and compare features and outputs byte by byte; ends with 1 if one differs."""
     with open_client(state) as client, working() as progress:
         found = []
         for prediction_id in prediction_ids:
