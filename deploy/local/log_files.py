@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import os
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from pathlib import Path
 
 LOG_BYTES_MAX = 10 << 20
@@ -54,6 +54,8 @@ async def keep_bounded(folder: Path) -> None:
 
 def tail(log: Path, lines: int) -> list[str]:
     """The last lines of a log; none when there is no such file."""
+    if lines == 0:
+        return []
     try:
         with log.open("rb") as file:
             file.seek(max(0, log.stat().st_size - TAIL_BYTES_MAX))
@@ -62,7 +64,7 @@ def tail(log: Path, lines: int) -> list[str]:
         return []
 
 
-async def follow(logs: dict[str, Path]) -> AsyncIterator[tuple[str, str]]:
+async def follow(logs: dict[str, Path]) -> AsyncGenerator[tuple[str, str], None]:
     """New lines of several logs as they come, with the name of their program; goes on until it is closed."""
     places = {name: log.stat().st_size if log.exists() else 0 for name, log in logs.items()}
     while True:

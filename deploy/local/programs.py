@@ -65,6 +65,7 @@ class Program:
     death_signal: signal.Signals = signal.SIGKILL
     # Numeric; None: as the supervisor.
     user_and_group: tuple[int, int] | None = None
+    stop_timeout_s: float = STOP_TIMEOUT_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,16 +151,16 @@ class Keeper:
             await asyncio.gather(watch, end, return_exceptions=True)
 
     async def stop(self) -> None:
-        """Asks the program to end, and kills it when it has not after ten seconds; `keep_running` is over by then."""
+        """Asks the program to end, and kills it when it has not in time; `keep_running` is over by then."""
         process = self._process
         if process is not None and process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 process.send_signal(self.program.stop_signal)
             try:
-                async with asyncio.timeout(STOP_TIMEOUT_S):
+                async with asyncio.timeout(self.program.stop_timeout_s):
                     await process.wait()
             except TimeoutError:
-                self._report(f"{self.name} did not stop within {STOP_TIMEOUT_S:g} s and is killed")
+                self._report(f"{self.name} did not stop in time and is killed")
         await self.kill()
 
     async def kill(self) -> None:
