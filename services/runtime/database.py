@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
-import adbc_driver_postgresql.dbapi as adbc
+import adbc_driver_manager as adbc
 import asyncpg
 from alembic import command
 from alembic.config import Config
@@ -85,7 +85,10 @@ class Database:
                 connection = self._arrow.get_nowait()
             except queue.Empty:
                 options = f"-csearch_path={self.schema} -ctimezone=UTC"
-                return adbc.connect(
+                # Loads pyarrow's datasets, and with them pandas: only for those who move columns.
+                from adbc_driver_postgresql import dbapi
+
+                return dbapi.connect(
                     self._settings.with_password(options=options, connect_timeout=str(CONNECT_TIMEOUT_S))
                 )
             try:

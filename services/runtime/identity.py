@@ -17,8 +17,9 @@ def caller_of(metadata: Iterable[tuple[str, str | bytes]]) -> str:
     if not headers:
         return LOCAL
     elements = ";".join(h if isinstance(h, str) else h.decode("latin-1") for h in headers)
-    # A comma separates the certificates of a chain of proxies; the one gateway sends one.
     uris = [part.partition("=")[2] for part in elements.split(";") if part.startswith("URI=")]
-    if "," in elements or len(uris) != 1 or not uris[0].startswith("spiffe://"):
+    # A comma separates the certificates of a chain of proxies; the one gateway sends one. Quotes stand around values
+    # that hold separators: in an identity they could only be there to look like another one.
+    if "," in elements or '"' in elements or len(uris) != 1 or not uris[0].startswith("spiffe://"):
         raise PermissionDenied("the certificate does not name exactly one identity")
     return uris[0]

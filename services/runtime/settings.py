@@ -12,7 +12,7 @@ from typing import Annotated, TypeVar
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
 
 from pydantic import AfterValidator, BaseModel, Field, ValidationError, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 # Linux refuses longer socket paths; see unix(7).
 SOCKET_PATH_BYTES_MAX = 107
@@ -53,7 +53,7 @@ class DatabaseSettings(BaseModel, frozen=True):
         parts = urlsplit(url)
         if parts.scheme not in ("postgresql", "postgres") or not parts.path.strip("/"):
             raise ValueError("must be postgresql://role@host:port/database (or ?host=/folder/of/the/socket)")
-        if parts.password:
+        if parts.password or any(name == "password" for name, _ in parse_qsl(parts.query)):
             raise ValueError("must not hold the password; name a file with it instead")
         return url
 
@@ -78,4 +78,8 @@ def load_settings(settings: type[S]) -> S:
         for fault in error.errors():
             name = prefix + "__".join(str(part) for part in fault["loc"]).upper()
             sys.stderr.write(f"setting {name}: {fault['msg']}\n")
+        sys.exit(2)
+    except SettingsError as error:
+        # A list or object that is not JSON; it stops the reading of the others.
+        sys.stderr.write(f"settings {settings.model_config.get('env_prefix', '')}*: {error}\n")
         sys.exit(2)

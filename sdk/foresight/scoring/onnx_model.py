@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
-from foresight.values import Column, DataType, Field, InvalidValue
 from numpy.typing import NDArray
+
+from foresight.values import Column, DataType, Field, InvalidValue
 
 # Beyond this an integer loses digits as a double, see "Model inputs" in `docs/semantics.md`.
 INTEGER_MAX = 2**53
@@ -65,7 +66,8 @@ def model_input(column: Column) -> NDArray[Any]:
     """
     if column.type is DataType.STRING:
         return column.values
-    if column.type is DataType.INT64 and len(column) and np.abs(column.values).max() > INTEGER_MAX:
+    # Not by np.abs: the absolute of the least integer is negative.
+    if column.type is DataType.INT64 and ((column.values > INTEGER_MAX) | (column.values < -INTEGER_MAX)).any():
         raise InvalidValue(column.name, "holds an integer beyond 2^53, which a model cannot take without losing digits")
     values = column.values.astype(np.float32)
     if column.valid is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import inspect
+import math
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -67,7 +68,12 @@ class TransformSet:
             function = getattr(importlib.import_module(module_name), name)
         except (ImportError, AttributeError):
             raise Untrusted(f"{transform.function} does not exist here") from None
-        actual = source_sha256(function)
+        except Exception as error:
+            raise Untrusted(f"the module {module_name} does not load here") from error
+        try:
+            actual = source_sha256(function)
+        except (OSError, TypeError) as error:
+            raise Untrusted(f"{transform.function} is not a function with a source") from error
         if actual != transform.source_sha256:
             raise Untrusted(
                 f"{transform.function} has source {actual[:12]}…, the view was registered with "
@@ -103,7 +109,8 @@ def as_column(result: Any, output: Field, n: int) -> Column:
         raise ValueError(f"the transform {output.name} gave shape {array.shape}, not {shape}")
     match output.type:
         case DataType.STRING:
-            return Column.build(output.name, output.type, array.tolist())
+            texts = [None if isinstance(v, float) and math.isnan(v) else v for v in array.tolist()]
+            return Column.build(output.name, output.type, texts)
         case DataType.TIMESTAMP:
             instants = array.astype("datetime64[us]")
             missing = np.isnat(instants)
@@ -116,12 +123,25 @@ def as_column(result: Any, output: Field, n: int) -> Column:
             if np.isinf(array.astype(np.float32)).any():
                 raise ValueError(f"the transform {output.name} gave an infinity")
             return _masked(output, np.where(missing[:, None], 0, array).astype(np.float32), missing)
-    numbers = array.astype(np.float64)
+    if output.type is DataType.INT64 and array.dtype.kind in "iu":
+        # Not by way of float64, which would lose digits beyond 2^53.
+        if array.dtype.kind == "u" and (array > np.uint64(2**63 - 1)).any():
+            raise ValueError(f"the transform {output.name} gave a number that does not fit into 64 bits")
+        return Column(output.name, output.type, array.astype(np.int64))
+    try:
+        numbers = array.astype(np.float64)
+    except (TypeError, ValueError):
+        raise ValueError(f"the transform {output.name} gave something that is no number") from None
     missing = np.isnan(numbers)
-    if np.isinf(numbers).any():
+    present = numbers[~missing]
+    if np.isinf(present).any():
         raise ValueError(f"the transform {output.name} gave an infinity")
-    if output.type is DataType.INT64 and (np.abs(numbers[~missing]) >= 2.0**63).any():
+    if output.type is DataType.INT64 and (np.abs(present) >= 2.0**63).any():
         raise ValueError(f"the transform {output.name} gave a number that does not fit into 64 bits")
+    if output.type is DataType.INT64 and (present != np.floor(present)).any():
+        raise ValueError(f"the transform {output.name} gave a fraction where int64 was declared")
+    if output.type is DataType.BOOL and not ((present == 0) | (present == 1)).all():
+        raise ValueError(f"the transform {output.name} gave a number that is neither 0 nor 1")
     dtype = {DataType.INT64: np.int64, DataType.BOOL: np.bool_, DataType.FLOAT64: np.float64}[output.type]
     return _masked(output, np.where(missing, 0, numbers).astype(dtype), missing)
 

@@ -8,11 +8,12 @@ from datetime import datetime
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+
 from foresight.values.errors import InvalidValue, quoted
 from foresight.values.fields import DataType, Field
 from foresight.values.instants import MICROS_MAX, MICROS_MIN, instant_from_micros, micros_from_instant
 from foresight.values.names import STRING_BYTES_MAX, check_text
-from numpy.typing import NDArray
 
 _DTYPES: dict[DataType, Any] = {
     DataType.INT64: np.int64,
@@ -142,10 +143,16 @@ def _checked(value: Any, type: DataType, name: str, dimension: int) -> Any:
         case DataType.TIMESTAMP:
             if isinstance(value, datetime):
                 return micros_from_instant(value, name)
-            if isinstance(value, int | np.integer) and MICROS_MIN <= int(value) <= MICROS_MAX:
-                return int(value)
+            if isinstance(value, int | np.integer) and not isinstance(value, bool):
+                if MICROS_MIN <= int(value) <= MICROS_MAX:
+                    return int(value)
+                raise InvalidValue(name, "lies outside of the years 1 to 9999")
         case DataType.FLOAT_VECTOR:
-            vector = np.asarray(value, dtype=np.float32)
+            try:
+                with np.errstate(over="ignore"):
+                    vector = np.asarray(value, dtype=np.float32)
+            except (TypeError, ValueError):
+                raise InvalidValue(name, f"{quoted(value)} is not a vector of numbers") from None
             if vector.shape != (dimension,):
                 raise InvalidValue(name, f"has shape {vector.shape}, not ({dimension},)")
             if not np.isfinite(vector).all():

@@ -12,10 +12,13 @@ MICROS_MAX = (datetime(9999, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC) - EPOCH) /
 
 
 def micros_from_instant(instant: datetime, field: str = "event_time") -> int:
-    """Microseconds since the epoch. Raises InvalidValue for a naive datetime."""
-    if instant.tzinfo is None:
+    """Microseconds since the epoch. Raises InvalidValue for a naive datetime and outside of years 1 to 9999."""
+    if instant.utcoffset() is None:
         raise InvalidValue(field, "has no time zone")
-    return (instant - EPOCH) // timedelta(microseconds=1)
+    micros = (instant - EPOCH) // timedelta(microseconds=1)
+    if not MICROS_MIN <= micros <= MICROS_MAX:
+        raise InvalidValue(field, "lies outside of the years 1 to 9999")
+    return micros
 
 
 def instant_from_micros(micros: int, field: str = "event_time") -> datetime:

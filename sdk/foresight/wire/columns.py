@@ -73,6 +73,9 @@ def decode_column(message: types_pb2.Column, field: str = "columns") -> Column:
         finite = np.isfinite(values)
         if not finite.all() and not (finite if valid is None else finite | ~valid).all():
             raise InvalidValue(where, "contains NaN or infinity; use NULL for an unknown number")
+    if valid is not None:
+        # What a client left in a NULL row must not reach a model.
+        values[~valid] = "" if type is DataType.STRING else 0
     return Column(name, type, values, valid)
 
 

@@ -107,12 +107,30 @@ def decode_table(chunks: Iterable[bytes], field: str = "arrow") -> pa.Table:
     if not data:
         raise InvalidValue(field, "is empty; an Arrow IPC stream is needed, even for no rows")
     try:
-        with pa.ipc.open_stream(pa.py_buffer(data)) as reader:
-            table = reader.read_all()
+        table = _read_whole(pa.BufferReader(data))
         table.validate(full=True)
-    except (pa.ArrowInvalid, pa.ArrowException, OSError, EOFError, ValueError) as error:
+    except (pa.ArrowException, OSError, EOFError, ValueError) as error:
         raise InvalidValue(field, "is not a whole Arrow IPC stream") from error
     names = table.column_names
     if len(set(names)) != len(names):
         raise InvalidValue(field, "has two columns of the same name")
     return table
+
+
+def _read_whole(source: pa.BufferReader) -> pa.Table:
+    """The table of a stream that has its end marker and nothing after it.
+
+    Arrow itself takes the end of the data for the end of the stream, so that a cut between two batches would go
+    unnoticed.
+    """
+    batches = []
+    with pa.ipc.open_stream(source) as reader:
+        while True:
+            before = source.tell()
+            try:
+                batches.append(reader.read_next_batch())
+            except StopIteration:
+                break
+        if source.tell() == before or source.tell() != source.size():
+            raise ValueError("the end marker is missing, or something follows it")
+        return pa.Table.from_batches(batches, reader.schema)
