@@ -34,6 +34,7 @@ def check_size(table: pa.Table) -> None:
 def check_rows(table: pa.Table, group: FeatureGroup, now: datetime) -> pa.Table:
     """The rows with exact types: keys, `event_time`, features, and `known_at` and `deleted` where given.
 
+    A NULL in `known_at` is the commit's time, one in `deleted` is false.
     Raises InvalidValue with every fault found, OutOfRange for event times too far in the future, LimitExceeded.
     """
     check_size(table)
@@ -48,7 +49,7 @@ def check_rows(table: pa.Table, group: FeatureGroup, now: datetime) -> pa.Table:
     required = {f.name for f in (*group.entity_keys, EVENT_TIME)}
     for name, field in known.items():
         if name in table.column_names:
-            columns[name] = faults.conform(table.column(name), field, nulls=name not in required and name != "deleted")
+            columns[name] = faults.conform(table.column(name), field, nulls=name not in required)
         elif name in required:
             faults.add(f"arrow.{name}", "is missing")
     faults.raise_any()
@@ -58,6 +59,8 @@ def check_rows(table: pa.Table, group: FeatureGroup, now: datetime) -> pa.Table:
     latest = pc.max(columns["event_time"]).as_py()
     if latest > now + FUTURE_MAX:
         raise OutOfRange(f"the event time {latest.isoformat()} is more than {FUTURE_MAX.days} days in the future")
+    if "deleted" in columns:
+        columns["deleted"] = columns["deleted"].fill_null(False)
     return pa.table(columns)
 
 

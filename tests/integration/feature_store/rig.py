@@ -1,0 +1,212 @@
+"""A feature store in this process: the real database, the real online store, a hand-written log."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from foresight.transforms import TransformSet
+from foresight.values import Column, DataType, FeatureGroup, FeatureView, Field, ViewFeature, ViewSource
+from foresight.wire import arrow_type
+from services.feature_store.__main__ import MIGRATIONS
+from services.feature_store.applier import Applier, Lease
+from services.feature_store.asof import DuckDbAsOf
+from services.feature_store.commits import Commit
+from services.feature_store.dataset_files import DatasetFiles
+from services.feature_store.datasets import TrainingDatasets
+from services.feature_store.groups import Reference
+from services.feature_store.histories import EventTimes
+from services.feature_store.ingestion import LogIngestion
+from services.feature_store.log_groups import LogPage, LogSource, OutcomeEntry, PredictionEntry
+from services.feature_store.logged_rows import LoggedRows
+from services.feature_store.metrics import FeatureStoreMetrics
+from services.feature_store.offline import OfflineFeatures
+from services.feature_store.online_lmdb import LmdbOnlineStore
+from services.feature_store.postgres.catalogue import Catalogue
+from services.feature_store.postgres.commit_log import CommitLog
+from services.feature_store.postgres.manifests import ManifestTable
+from services.feature_store.postgres.row_history import RowHistoryReader
+from services.feature_store.postgres.rows import RowReader
+from services.feature_store.registry import Registry
+from services.feature_store.vectors import VectorReader
+from services.feature_store.view_join import ViewJoin
+from services.runtime.database import Database, open_database
+from services.runtime.errors import Unavailable
+from services.runtime.identity import LOCAL
+from services.runtime.metrics import Metrics
+from services.runtime.settings import DatabaseSettings
+
+NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
+T0 = datetime(2026, 2, 1, tzinfo=UTC)
+UTC_MICROS = pa.timestamp("us", "UTC")
+ALL = EventTimes()
+
+
+class LogInMemory:
+    """A log of entries, each its own position; `away` makes it unreachable."""
+
+    def __init__(self) -> None:
+        self.entries: list[PredictionEntry | OutcomeEntry] = []
+        self.away = False
+        self.reads = 0
+
+    async def read(self, cursor: int, limit: int) -> LogPage:
+        """See `LogSource.read`."""
+        if self.away:
+            raise Unavailable("the logger does not answer")
+        self.reads += 1
+        end = min(len(self.entries), cursor + limit)
+        return LogPage(self.entries[cursor:end], end, len(self.entries))
+
+
+@dataclass
+class Store:
+    """The parts of a feature store that tests call; `now` is its clock."""
+
+    database: Database
+    folder: Path
+    registry: Registry
+    commits: CommitLog
+    rows: RowReader
+    online: LmdbOnlineStore
+    applier: Applier
+    offline: OfflineFeatures
+    datasets: TrainingDatasets
+    vectors: VectorReader
+    ingestion: LogIngestion
+    metrics: Metrics
+    clock: list[datetime] = field(default_factory=lambda: [NOW])
+    applying: asyncio.Task[None] | None = None
+
+    async def stop_applying(self) -> None:
+        """Nobody feeds the online store any more."""
+        if self.applying is not None:
+            self.applying.cancel()
+            await asyncio.wait([self.applying])
+
+    async def group(self, name: str, keys: Sequence[Field], features: Sequence[Field], **options: Any) -> FeatureGroup:
+        """Registers a group."""
+        group, _ = await self.registry.register_group(FeatureGroup(name, tuple(keys), tuple(features), **options))
+        return group
+
+    async def view(self, name: str, *sources: ViewSource, **options: Any) -> FeatureView:
+        """Registers a view with the label `late`."""
+        label = options.pop("label", Field("late", DataType.BOOL))
+        view, _ = await self.registry.register_view(FeatureView(name, label, sources, **options))
+        return view
+
+    async def write(self, group: str, rows: Iterable[dict[str, Any]], write_id: str = "") -> Commit:
+        """Writes rows given as dictionaries."""
+        stored = await self.registry.group(Reference(group))
+        return await self.offline.write(Reference(group), write_id, table(stored.group, list(rows)), LOCAL)
+
+    async def read(self, group: str, commit: int = 0, *, latest_only: bool = False) -> list[dict[str, Any]]:
+        """All rows of a group."""
+        found: list[dict[str, Any]] = []
+        async with self.offline.read(Reference(group), commit, ALL, latest_only=latest_only) as stream:
+            while (batch := await asyncio.to_thread(stream.next_batch)) is not None:
+                found += batch.to_pylist()
+        return found
+
+
+@contextlib.asynccontextmanager
+async def running_store(
+    settings: DatabaseSettings,
+    folder: Path,
+    *,
+    log: LogSource | None = None,
+    applying: bool = True,
+    modules: Sequence[str] = (),
+) -> AsyncIterator[Store]:
+    """A feature store on a database and a state folder; `applying` False: nobody feeds the online store."""
+    clock = [NOW]
+
+    def now() -> datetime:
+        return clock[0]
+
+    metrics = Metrics("feature_store")
+    own = FeatureStoreMetrics(metrics.registry)
+    async with open_database(settings, "feature_store", MIGRATIONS) as database:
+        transforms = TransformSet(modules)
+        registry = Registry(Catalogue(database), transforms)
+        commits, rows = CommitLog(database), RowReader(database)
+        online, engine = LmdbOnlineStore(folder / "online"), DuckDbAsOf(folder / "join")
+        applier = Applier(commits, rows, registry, online, Lease(folder / "lock"), own)
+        join = ViewJoin(rows, engine, transforms)
+        store = Store(
+            database=database,
+            folder=folder,
+            registry=registry,
+            commits=commits,
+            rows=rows,
+            online=online,
+            applier=applier,
+            offline=OfflineFeatures(registry, commits, rows, join, applier, now, own),
+            datasets=TrainingDatasets(
+                registry,
+                commits,
+                join,
+                LoggedRows(registry, rows, engine),
+                DatasetFiles(folder / "datasets"),
+                ManifestTable(database),
+                now,
+            ),
+            vectors=VectorReader(registry, online, RowHistoryReader(database, commits)),
+            ingestion=LogIngestion(registry, commits, log, now, own, applier.wake),
+            metrics=metrics,
+            clock=clock,
+        )
+        store.applying = asyncio.create_task(applier.run()) if applying else None
+        try:
+            yield store
+        finally:
+            await store.stop_applying()
+            online.close()
+            engine.close()
+
+
+@contextlib.contextmanager
+def state_folder() -> Any:
+    """A state folder, gone afterwards."""
+    folder = Path(tempfile.mkdtemp(prefix="fs-state-"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def table(group: FeatureGroup, rows: list[dict[str, Any]]) -> pa.Table:
+    """Rows as an Arrow table with the group's types; columns that no row names are left out."""
+    fields = {f.name: arrow_type(f) for f in group.fields}
+    fields |= {"event_time": UTC_MICROS, "known_at": UTC_MICROS, "deleted": pa.bool_()}
+    names = [name for name in fields if any(name in row for row in rows)]
+    return pa.table({name: pa.array([row.get(name) for row in rows], fields[name]) for name in names})
+
+
+def keys(**columns: Sequence[Any]) -> dict[str, Column]:
+    """Entity keys of a look-up: texts, or integers."""
+    made = {}
+    for name, values in columns.items():
+        some = next((v for v in values if v is not None), "")
+        type = DataType.STRING if isinstance(some, str) else DataType.INT64
+        made[name] = Column.build(name, type, values)
+    return made
+
+
+def source(group: str, *features: str, **options: Any) -> ViewSource:
+    """A source that takes features under their own names."""
+    return ViewSource(group, tuple(ViewFeature(name) for name in features), **options)
+
+
+def at(minutes: float) -> datetime:
+    """T0 plus minutes."""
+    return T0 + timedelta(minutes=minutes)
