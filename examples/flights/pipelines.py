@@ -54,7 +54,7 @@ class DelayStatistics:
 
     def update(self, landed: pd.DataFrame) -> pd.DataFrame:
         """Rows for landed flights (the key, `landed_at`, `arrival_delay`), which come in order of landing."""
-        rows: dict[tuple[str, int], dict[str, object]] = {}
+        rows: dict[tuple[str, int], tuple[object, ...]] = {}
         # Plain integers: a year has a million of these, and arithmetic on Timestamps costs 20 times as much.
         times = landed["landed_at"].astype("int64").tolist()
         for key, at, delay in zip(landed[self.key].tolist(), times, landed["arrival_delay"].tolist(), strict=True):
@@ -64,15 +64,15 @@ class DelayStatistics:
                 window.forget_before(at)
             short, long = windows
             # A later landing of the same minute replaces the row.
-            rows[key, at] = {
-                self.key: key,
-                "event_time": at,
-                "flights_24h": short.flights,
-                "late_share_24h": short.late / short.flights,
-                "mean_delay_24h": short.delay / short.flights,
-                "late_share_7d": long.late / long.flights,
-                "mean_delay_7d": long.delay / long.flights,
-            }
+            rows[key, at] = (
+                key,
+                at,
+                short.flights,
+                short.late / short.flights,
+                short.delay / short.flights,
+                long.late / long.flights,
+                long.delay / long.flights,
+            )
         frame = pd.DataFrame(list(rows.values()), columns=[self.key, "event_time", *STATISTICS])
         frame["event_time"] = pd.to_datetime(frame["event_time"], unit="us", utc=True)
         return frame

@@ -83,6 +83,8 @@ class Replay:
         self._log = log
         self._year = year
         self.flights = year.flights if full else year.flights[_sampled(year.flights["flight_id"])]
+        self._questions = _Questions(self.flights)
+        self._schedules = dict(iter(year.flights.groupby("local_date")))
         self._landings = Landings(year.flights)
         self._weather = WeatherReports(year.weather)
         self._statistics = [DelayStatistics(key) for key in ("carrier", "origin", "dest")]
@@ -175,7 +177,7 @@ class Replay:
         return landed
 
     def _tell_outcomes(self, landed: pd.DataFrame) -> None:
-        asked = landed[landed["flight_id"].isin(self.record.prediction_ids)]
+        asked = landed[[flight in self.record.prediction_ids for flight in landed["flight_id"]]]
         if not len(asked):
             return
         started = time.perf_counter()
@@ -189,16 +191,11 @@ class Replay:
 
     def _ask(self, now: datetime) -> None:
         """Each airline asks for its flights that leave in 6 to 12 hours."""
-        departures = self.flights["scheduled_departure"]
-        first, last = departures.searchsorted([pd.Timestamp(now + ASK_FROM), pd.Timestamp(now + ASK_TO)])
-        due = self.flights.iloc[first:last]
+        requests = self._questions.between(now + ASK_FROM, now + ASK_TO)
         started = time.perf_counter()
-        calls = [
-            self._pool.submit(self._ask_one, flights["flight_id"].tolist(), _columns(flights), now)
-            for _, flights in due.groupby("carrier")
-        ]
-        _all(calls)
-        self.record.work["predictions"].add(len(due), time.perf_counter() - started)
+        _all(self._pool.submit(self._ask_one, ids, columns, now) for ids, columns in requests)
+        rows = sum(len(ids) for ids, _ in requests)
+        self.record.work["predictions"].add(rows, time.perf_counter() - started)
 
     def _ask_one(self, flight_ids: list[str], columns: dict[str, list[Any]], now: datetime) -> None:
         started = time.perf_counter()
@@ -212,9 +209,8 @@ class Replay:
         if self._batch is not None:
             self._batch.result()
         tomorrow = pd.Timestamp(now).tz_convert("America/New_York").date() + timedelta(days=1)
-        schedule = self._year.flights[self._year.flights["local_date"] == tomorrow]
-        if len(schedule):
-            self._batch = self._pool.submit(self._score, schedule, now)
+        if tomorrow in self._schedules:
+            self._batch = self._pool.submit(self._score, self._schedules[tomorrow], now)
 
     def _score(self, schedule: pd.DataFrame, now: datetime) -> None:
         columns = ["flight_id", *service.KEYS, *(f.name for f in service.REQUEST_FEATURES)]
@@ -290,14 +286,31 @@ class Replay:
         return flights[columns].assign(event_time=asked_at, late=flights["late"].astype(bool))
 
 
-def _columns(flights: pd.DataFrame) -> dict[str, list[Any]]:
-    """The columns of a prediction request as plain lists."""
-    columns: dict[str, list[Any]] = {
-        name: flights[name].astype(object).where(flights[name].notna(), None).tolist() for name in service.KEYS
-    }
-    for request_feature in service.REQUEST_FEATURES:
-        columns[request_feature.name] = flights[request_feature.name].tolist()
-    return columns
+class _Questions:
+    """What the airlines ask, as plain lists: tables would cost more than the questions."""
+
+    def __init__(self, flights: pd.DataFrame) -> None:
+        self._departures = flights["scheduled_departure"]
+        self._flight_ids = flights["flight_id"].tolist()
+        self._carriers = flights["carrier"].tolist()
+        self._columns = {
+            name: flights[name].astype(object).where(flights[name].notna(), None).tolist()
+            for name in (*service.KEYS, *(f.name for f in service.REQUEST_FEATURES))
+        }
+
+    def between(self, first: datetime, after: datetime) -> list[tuple[list[str], dict[str, list[Any]]]]:
+        """Flight ids and request columns of the flights that leave in between, one request per airline."""
+        start, end = self._departures.searchsorted([pd.Timestamp(first), pd.Timestamp(after)])
+        by_carrier: dict[str, list[int]] = defaultdict(list)
+        for row in range(start, end):
+            by_carrier[self._carriers[row]].append(row)
+        return [
+            (
+                [self._flight_ids[row] for row in rows],
+                {name: [values[row] for row in rows] for name, values in self._columns.items()},
+            )
+            for rows in by_carrier.values()
+        ]
 
 
 def _sampled(flight_ids: pd.Series) -> pd.Series:
