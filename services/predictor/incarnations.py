@@ -174,6 +174,9 @@ class _Reader:
         self._seed = seed
         self._damaged: list[bytes] = []
         self._untold = False
+        # The number after the last one that the data itself names, acknowledged or not, and where the data ends.
+        self._named = 0
+        self._end = cursor.offset
 
     def read(self, first: int, path: Path, size: int) -> Iterator[Spooled | Lost]:
         """The items of one segment."""
@@ -186,11 +189,15 @@ class _Reader:
         except FileNotFoundError:
             # Acknowledged and removed since the list was made, or taken away: then the numbers will say so.
             return
+        self._named = max(self._named, first if base == 0 else self._cursor.expected)
+        self._end = base + len(data)
         for found in scan(data, self._seed):
             match found:
                 case Record():
+                    self._named = max(self._named, found.first_sequence + found.count)
                     yield from self._record(found, Cursor(first, base + found.end, found.first_sequence + found.count))
                 case Damage():
+                    self._named = max(self._named, found.first_sequence + found.count)
                     self._damaged.append(data[found.start : found.end])
                     end = Cursor(first, base + found.end, found.first_sequence + found.count)
                     yield from self._reach(end.expected, end, "a record fails its checksum")
@@ -201,10 +208,11 @@ class _Reader:
     def finish(self, highest: int | None) -> Iterator[Lost]:
         """What is lost at the end; `highest` is known for the running incarnation only."""
         expected = self._cursor.expected
-        if highest is None and self._untold:
+        if highest is None and self._untold and self._named >= expected:
+            # Otherwise an earlier reading has counted it already.
             highest = expected
         if highest is not None:
-            end = Cursor(self._cursor.segment, self._cursor.offset, highest + 1)
+            end = Cursor(self._cursor.segment, self._end, highest + 1)
             yield from self._reach(end.expected, end, "the end of the last segment is damaged")
 
     def _record(self, found: Record, end: Cursor) -> Iterator[Spooled | Lost]:
