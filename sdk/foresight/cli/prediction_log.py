@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -42,6 +43,7 @@ def predictions(
 ) -> None:
     """Read predictions with their features, outputs and outcomes, in the order of the log."""
     with open_client(state) as client, working() as progress:
+        keys = [key.name for key in client.view(view, version).entity_keys]
         found = client.predictions(
             deployment or None,
             view=view,
@@ -62,9 +64,11 @@ def predictions(
         show(as_json, {"rows": found.num_rows, "output": str(output)}, line)
         return
     rows = json_rows(found)
-    show(as_json, rows, table(rows, "no predictions in this selection"))
-    if found.num_rows < total and not as_json:
-        note(f"the last {found.num_rows:,} of {total:,}; see --limit and --output")
+    # A screen is too narrow for the features, and for who asked when.
+    drawn = [{"prediction_id": row["prediction_id"], **_without_features(row, keys)} for row in rows]
+    show(as_json, rows, table(drawn, "no predictions in this selection"))
+    if rows and not as_json:
+        note(f"the last {len(rows):,} of {total:,}; --output and --json have the features too, --limit says how many")
 
 
 def ledger(state: State = None, as_json: Json = False) -> None:
@@ -87,3 +91,19 @@ def ledger(state: State = None, as_json: Json = False) -> None:
     show(as_json, rows, table(rows, "no predictions yet"))
     if any(row.unaccounted for row in found):
         raise typer.Exit(1)
+
+
+def _without_features(row: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    """Keys, outputs and outcome of a prediction from the log; label and `observed_at` are its last columns."""
+    label, observed_at = list(row)[-2:]
+    outputs = {name.removeprefix("prediction_"): row[name] for name in row if name.startswith("prediction_")}
+    outputs.pop("id")
+    return {
+        "event_time": row["event_time"],
+        "deployment": row["log_deployment"],
+        "model": f"{row['log_model']} v{row['log_model_version']}",
+        **{key: row[key] for key in keys},
+        **{f"predicted_{name}": value for name, value in outputs.items()},
+        label: row[label],
+        observed_at: row[observed_at],
+    }

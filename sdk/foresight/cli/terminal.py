@@ -57,9 +57,10 @@ def table(rows: Sequence[Mapping[str, Any]], empty: str) -> Any:
     drawn = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for name in rows[0]:
         numeric = all(isinstance(row[name], int | float | None) and not isinstance(row[name], bool) for row in rows)
-        is_id = name.endswith("id") or name == "incarnation"
+        # Half an id or half an instant is of no use.
+        whole = numeric or name.endswith(("_id", "_at", "_time")) or name == "incarnation"
         drawn.add_column(
-            escape(name.replace("_", " ")), justify="right" if numeric else "left", no_wrap=is_id, overflow="fold"
+            escape(name.replace("_", " ")), justify="right" if numeric else "left", no_wrap=whole, overflow="fold"
         )
     for row in rows:
         drawn.add_row(*(_cell(value) for value in row.values()))

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 import grpc
 
-from foresight.client.errors import NotConnected, Unavailable
+from foresight.client.errors import CERTIFICATE, NotConnected, Unavailable
 from foresight.client.statuses import error_of
 
 T = TypeVar("T")
@@ -85,7 +85,7 @@ class Retry:
                 return attempt()
             except Unavailable as error:
                 pause = ceiling * (0.5 + self.jitter() / 2)
-                if error.reason == "CERTIFICATE" or self.clock() + pause > give_up:
+                if error.reason == CERTIFICATE or self.clock() + pause > give_up:
                     raise
             self.sleep(pause)
             ceiling = min(2 * ceiling, PAUSE_MAX_S)

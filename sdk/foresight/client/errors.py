@@ -27,6 +27,9 @@ from typing import ClassVar
 
 from foresight.values import Violation
 
+# Reason of a NotConnected that no retry can mend.
+CERTIFICATE = "CERTIFICATE"
+
 
 class ForesightError(Exception):
     """A call failed. Subclasses stand for one status each; `code` is its name, as in `NOT_FOUND`."""

@@ -9,7 +9,7 @@ import grpc
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
-from foresight.client.errors import BY_CODE, ForesightError, NotConnected, Unavailable
+from foresight.client.errors import BY_CODE, CERTIFICATE, ForesightError, NotConnected, Unavailable
 from foresight.values import Violation
 
 _DETAILS_KEY = "grpc-status-details-bin"
@@ -17,11 +17,15 @@ _DETAILS_KEY = "grpc-status-details-bin"
 _BROKEN_STREAM = re.compile(
     r"RST_STREAM|GOAWAY|Stream removed|[Cc]onnection reset|Socket closed|upstream connect error"
 )
-_UNREACHABLE = re.compile(
-    r"failed to connect|connections to all backends|DNS resolution|[Nn]ame resolution|empty address"
+_UNREACHABLE = re.compile(r"failed to connect|connections to all backends|errors? resolving|resolution|empty address")
+# A handshake that merely breaks off, as when the gateway is starting, says nothing about certificates.
+_UNTRUSTED_GATEWAY = re.compile(r"CERTIFICATE_VERIFY_FAILED|peer name|peer certificate", re.IGNORECASE)
+_UNTRUSTED_CLIENT = re.compile(r"TSI_DATA_CORRUPTED|_ALERT_")
+_CAUSE = re.compile(
+    r"Connection refused|Connection reset|Socket closed|No route to host|Network is unreachable|timed? ?out"
+    r"|WRONG_VERSION_NUMBER|Domain name not found",
+    re.IGNORECASE,
 )
-_REFUSED_CERTIFICATE = re.compile(r"SSL|TLS|certificate|handshak", re.IGNORECASE)
-_CAUSE = re.compile(r"Connection refused|Connection reset|No route to host|Network is unreachable|timed? ?out", re.I)
 
 
 def error_of(error: grpc.RpcError, address: str) -> ForesightError:
@@ -60,12 +64,17 @@ def _status_of(error: grpc.RpcError) -> status_pb2.Status | None:
 def _without_status(code: str, text: str, address: str) -> ForesightError:
     """The error of a call that no service answered: gRPC or the gateway itself says what is wrong."""
     if code == "UNAVAILABLE" and _UNREACHABLE.search(text):
-        if _REFUSED_CERTIFICATE.search(text):
+        if _UNTRUSTED_GATEWAY.search(text):
             return NotConnected(
-                f"the gateway at {address} and this client do not trust each other's certificates", reason="CERTIFICATE"
+                f"what answers at {address} has no certificate that this client trusts", reason=CERTIFICATE
+            )
+        if _UNTRUSTED_CLIENT.search(text):
+            return NotConnected(
+                f"the gateway at {address} does not trust this client's certificate", reason=CERTIFICATE
             )
         cause = _CAUSE.search(text)
-        return NotConnected(f"no Foresight answers at {address}" + (f" ({cause[0].lower()})" if cause else ""))
+        said = f" ({cause[0].lower().replace('_', ' ')})" if cause else ""
+        return NotConnected(f"no Foresight answers at {address}{said}")
     if code in ("UNAVAILABLE", "INTERNAL", "UNKNOWN", "CANCELLED") and _BROKEN_STREAM.search(text):
         return Unavailable(f"the service behind the gateway at {address} does not answer")
     if code == "UNAVAILABLE":

@@ -78,7 +78,19 @@ def test_a_bug_of_a_service_is_internal_with_a_fixed_text() -> None:
             grpc.StatusCode.UNAVAILABLE,
             "failed to connect to all addresses; last error: SSL_ERROR_SSL: CERTIFICATE_VERIFY_FAILED",
             errors.NotConnected,
-            "certificates",
+            "no certificate that this client trusts",
+        ),
+        (
+            grpc.StatusCode.UNAVAILABLE,
+            "failed to connect to all addresses; last error: Unwrap failed (TSI_DATA_CORRUPTED)",
+            errors.NotConnected,
+            "does not trust this client's certificate",
+        ),
+        (
+            grpc.StatusCode.UNAVAILABLE,
+            "failed to connect to all addresses; last error: Handshake read failed (Socket closed)",
+            errors.NotConnected,
+            "no Foresight answers at here (socket closed)",
         ),
         (grpc.StatusCode.UNAVAILABLE, "upstream connect error or disconnect", errors.Unavailable, "behind the gateway"),
         (grpc.StatusCode.INTERNAL, "Received RST_STREAM with error code 2", errors.Unavailable, "behind the gateway"),
@@ -96,6 +108,16 @@ def test_a_failure_without_a_service_behind_it_is_named_for_what_it_is(
     error = error_of(Failed(code, text), "here")
     assert type(error) is kind
     assert says in str(error)
+
+
+def test_only_refused_certificates_are_past_mending() -> None:
+    """A gateway that is just starting breaks handshakes off; that is worth another try."""
+
+    def reason(text: str) -> str:
+        return error_of(Failed(grpc.StatusCode.UNAVAILABLE, f"failed to connect: {text}"), "here").reason
+
+    assert reason("CERTIFICATE_VERIFY_FAILED") == reason("TSI_DATA_CORRUPTED") == errors.CERTIFICATE
+    assert reason("Handshake read failed (recvmsg:Connection reset by peer (104))") == ""
 
 
 def test_details_that_are_no_status_are_ignored() -> None:
