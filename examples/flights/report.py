@@ -269,7 +269,7 @@ def draw(report: dict[str, Any], path: Path) -> None:
         axis.set_title(title)
         axis.grid(axis="y", alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
-        axis.legend(frameon=False)
+        axis.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=2)
     figure.suptitle("Flights from New York, 2013, asked 6 to 12 hours ahead; dashed lines: a challenger was promoted")
     figure.savefig(path, dpi=120)
     pyplot.close(figure)

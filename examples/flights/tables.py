@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -23,13 +24,18 @@ def print_report(report: dict[str, Any], console: Console) -> None:
     console.print(f"Verified: {checked['verified']} of {checked['asked']} predictions, features and score byte by byte")
 
 
+def _table(title: str, caption: str | None = None) -> Table:
+    """A table that fits into 80 columns."""
+    return Table(title=title, caption=caption, box=box.SIMPLE_HEAD, pad_edge=False, title_style="bold")
+
+
 def _months(report: dict[str, Any]) -> Table:
-    table = Table(title="The flywheel and the frozen January-February model, on the same predictions")
+    table = _table(title="The flywheel and the frozen January-February model, on the same predictions")
     table.add_column("month")
-    for name in ("predictions", "outcomes"):
+    for name in ("asked", "known"):
         table.add_column(name, justify="right")
-    table.add_column("versions")
-    for name in ("log loss\nflywheel", "log loss\nfrozen", "ROC AUC\nflywheel", "ROC AUC\nfrozen"):
+    table.add_column("version")
+    for name in ("flywheel\nlog loss", "frozen\nlog loss", "flywheel\nROC AUC", "frozen\nROC AUC"):
         table.add_column(name, justify="right")
     for m in report["months"]:
         table.add_row(
@@ -53,20 +59,18 @@ def _months(report: dict[str, Any]) -> Table:
 
 
 def _decisions(report: dict[str, Any]) -> Table:
-    table = Table(title="Challengers, judged by log loss on the last seven days")
-    for name in ("judged", "champion", "challenger"):
-        table.add_column(name)
-    for name in ("flights", "champion's", "challenger's", "frozen's"):
+    table = _table(title="Challengers, judged by log loss on the last seven days")
+    table.add_column("judged on", no_wrap=True)
+    for name in ("flights", "champion", "challenger", "frozen"):
         table.add_column(name, justify="right")
-    table.add_column("verdict")
+    table.add_column("verdict", no_wrap=True)
     for d in report["decisions"]:
         frozen = next(iter(set(d["log_loss"]) - {str(d["champion"]), str(d["challenger"])}), str(d["champion"]))
         table.add_row(
             d["judged_at"][:10],
-            f"version {d['champion']}",
-            f"version {d['challenger']}",
             f"{d['rows']:,}",
-            *(f"{d['log_loss'][v]:.4f}" for v in (str(d["champion"]), str(d["challenger"]), frozen)),
+            *(f"v{v}  {d['log_loss'][str(v)]:.4f}" for v in (d["champion"], d["challenger"])),
+            f"{d['log_loss'][frozen]:.4f}",
             "[green]promoted[/green]" if d["promoted"] else "kept back",
         )
     return table
@@ -75,7 +79,7 @@ def _decisions(report: dict[str, Any]) -> Table:
 def _ledger(report: dict[str, Any]) -> Table:
     ledger = report["ledger"]
     balance = "[green]balanced[/green]" if ledger["balanced"] else "[red]does not balance[/red]"
-    table = Table(
+    table = _table(
         title=f"Ledger: {balance}",
         caption=f"{ledger['answers']:,} answers counted by the clients, {ledger['answers_not_logged']} of them not "
         f"logged; {ledger['unanswered']} logged without an answer; {ledger['duplicates']} duplicates; "
@@ -83,7 +87,7 @@ def _ledger(report: dict[str, Any]) -> Table:
     )
     table.add_column("replica")
     table.add_column("incarnation")
-    for name in ("highest number", "logged", "in spool", "quarantined"):
+    for name in ("highest no.", "logged", "in spool", "quarantined"):
         table.add_column(name, justify="right")
     for r in ledger["replicas"]:
         counts = (r["highest_sequence"], r["logged"], r["spooled"], r["quarantined"])
@@ -93,26 +97,26 @@ def _ledger(report: dict[str, Any]) -> Table:
 
 def _tomorrow(report: dict[str, Any]) -> Table:
     tomorrow = report["tomorrow"]
-    table = Table(
-        title=f"The ten most endangered flights of the day after {tomorrow['evening']}, as a report reads them",
+    table = _table(
+        title=f"The ten most endangered flights of the next day ({tomorrow['evening']})",
         caption=f"Over the year {tomorrow['named_late']:.0%} of the {tomorrow['named']:,} flights named so were late, "
         f"of all {tomorrow['scored']:,} scored {tomorrow['all_late']:.0%}",
     )
-    for name in ("flight", "carrier", "from", "to", "scheduled (UTC)"):
-        table.add_column(name)
+    for name in ("flight", "from", "to", "departs (UTC)"):
+        table.add_column(name, no_wrap=True)
     table.add_column("probability", justify="right")
-    table.add_column("was it late?")
-    said = {True: "late", False: "on time", None: "did not land"}
+    table.add_column("arrived", no_wrap=True)
+    said = {True: "late", False: "on time", None: "nowhere"}
     for f in tomorrow["flights"]:
         table.add_row(
-            *(f["flight"], f["carrier"], f["from"], f["to"], f["scheduled"][:16].replace("T", " ")),
+            *(f["flight"], f["from"], f["to"], f["scheduled"][5:16].replace("T", " ")),
             *(f"{f['probability']:.3f}", said[f["late"]]),
         )
     return table
 
 
 def _work(report: dict[str, Any]) -> Table:
-    table = Table(title="Work, as the clients timed it")
+    table = _table(title="Work, as the clients timed it")
     table.add_column("step")
     for name in ("rows", "seconds", "rows/s"):
         table.add_column(name, justify="right")
