@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -43,5 +42,7 @@ async def streamed(work: Callable[[Report], Awaitable[R]]) -> AsyncIterator[Prog
         yield await task
     finally:
         task.cancel()
-        with contextlib.suppress(BaseException):
-            await task
+        await asyncio.wait([task])
+        if not task.cancelled():
+            # Retrieved: a failure that came after the cancellation is nobody's any more.
+            task.exception()

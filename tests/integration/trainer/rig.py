@@ -22,7 +22,7 @@ from services.trainer.artifacts import FolderArtifacts
 from services.trainer.batch import BatchPrediction
 from services.trainer.evaluation import Evaluation
 from services.trainer.executor import Executor
-from services.trainer.feature_store import DatasetManifest
+from services.trainer.feature_store import DatasetManifest, FeatureStore
 from services.trainer.flywheel import Flywheel
 from services.trainer.metrics import TrainerMetrics
 from services.trainer.models import DatasetSelection, ModelVersion, VersionRef
@@ -175,17 +175,20 @@ class Trainer:
 
 
 @contextlib.asynccontextmanager
-async def running_trainer(settings: DatabaseSettings, folder: Path, executor: Executor) -> AsyncIterator[Trainer]:
-    """A trainer on a fresh database, which is its sink, too."""
+async def running_trainer(
+    settings: DatabaseSettings, folder: Path, executor: Executor, feature_store: FeatureStore | None = None
+) -> AsyncIterator[Trainer]:
+    """A trainer on a fresh database, which is its sink, too; its feature store is a MemoryStore if none is given."""
     async with open_database(settings, "trainer", MIGRATIONS) as database:
         metrics = Metrics("trainer")
         own = TrainerMetrics(metrics)
         store = MemoryStore()
         store.add("jan", flights(1))
+        reads: FeatureStore = feature_store or store
         artifacts = FolderArtifacts(folder)
         registry = Registry(database, lambda: NOW)
         scorers = Scorers(artifacts)
-        evaluation = Evaluation(registry, scorers, store)
+        evaluation = Evaluation(registry, scorers, reads)
         sink_database = Database(settings, "sink")
         try:
             yield Trainer(
@@ -194,10 +197,10 @@ async def running_trainer(settings: DatabaseSettings, folder: Path, executor: Ex
                 sink_database=sink_database,
                 artifacts=artifacts,
                 registry=registry,
-                training=Training(registry, artifacts, executor, store, own),
+                training=Training(registry, artifacts, executor, reads, own),
                 evaluation=evaluation,
                 flywheel=Flywheel(registry, evaluation, lambda: NOW, own),
-                batch=BatchPrediction(database, registry, scorers, store, Sink(sink_database), lambda: NOW, own),
+                batch=BatchPrediction(database, registry, scorers, reads, Sink(sink_database), lambda: NOW, own),
                 metrics=metrics,
             )
         finally:
