@@ -57,6 +57,10 @@ class CursorMove:
     outcomes: int
 
 
+class CursorMoved(Exception):
+    """Another process reingested the same page first; nothing was written."""
+
+
 def watermark(asked: int, last: int) -> int:
     """The commit up to which a read goes: `asked`, or the last one for 0. Raises OutOfRange beyond the last."""
     if asked > last:

@@ -16,7 +16,7 @@ from typing import Protocol
 import structlog
 
 from foresight.values import FeatureView, micros_from_instant
-from services.feature_store.commits import Commit, CursorMove, StagedRows
+from services.feature_store.commits import Commit, CursorMove, CursorMoved, StagedRows
 from services.feature_store.groups import Reference
 from services.feature_store.log_groups import (
     PREDICTIONS,
@@ -51,7 +51,7 @@ class CursorStore(Protocol):
         ...
 
     async def reingest(self, staged: Sequence[StagedRows], move: CursorMove) -> list[Commit]:
-        """Publishes rows and moves the cursor, all or nothing."""
+        """Publishes rows and moves the cursor, all or nothing. Raises CursorMoved."""
         ...
 
 
@@ -114,7 +114,11 @@ class LogIngestion:
         page = await source.read(cursor, PAGE_ENTRIES)
         self._last_pull_at, self._head = self._clock(), page.head
         if page.cursor != cursor:
-            await self._take(page, cursor)
+            try:
+                await self._take(page, cursor)
+            except CursorMoved:
+                # A second store follows the same log and was faster; what it took need not be taken again.
+                return True
         behind = page.cursor < page.head
         self._metrics.reingestion_lag_s.set(self._lag_s(page) if behind else 0.0)
         return behind

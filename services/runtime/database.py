@@ -23,6 +23,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 from services.runtime.errors import LimitExceeded, Unavailable
 from services.runtime.settings import DatabaseSettings
+from services.runtime.threads import in_thread
 
 POOL_SIZE = 8
 ARROW_CONNECTIONS = 4
@@ -69,15 +70,29 @@ class Database:
         """
         async with self._arrow_permits:
             with _translated():
-                connection = await asyncio.to_thread(self._take_arrow)
+                connection = await self._borrow_arrow()
                 try:
                     yield connection
                 except BaseException:
                     # Its state is unknown (the thread may still be busy after a cancellation): never reuse it.
-                    await asyncio.to_thread(_close_quietly, connection)
+                    await in_thread(_close_quietly, connection)
                     raise
-                await asyncio.to_thread(connection.rollback)
-                self._arrow.put(connection)
+                try:
+                    await in_thread(connection.rollback)
+                finally:
+                    # A broken one is found out when it is taken again.
+                    self._arrow.put(connection)
+
+    async def _borrow_arrow(self) -> Any:
+        taking = asyncio.ensure_future(asyncio.to_thread(self._take_arrow))
+        try:
+            return await asyncio.shield(taking)
+        except asyncio.CancelledError:
+            # The thread goes on; what it gets must not be lost unclosed.
+            await asyncio.wait([taking])
+            if taking.done() and not taking.cancelled() and taking.exception() is None:
+                self._arrow.put(taking.result())
+            raise
 
     def _take_arrow(self) -> Any:
         while True:

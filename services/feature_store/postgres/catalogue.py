@@ -69,9 +69,12 @@ class Catalogue:
         return _stored_group(row)
 
     async def register_group(self, group: FeatureGroup) -> tuple[StoredGroup, bool]:
-        """The group as registered and whether it is new; its table is made in the same transaction."""
+        """The group as registered and whether it is new; its table is made in the same transaction.
+
+        A derived group has one version, which is answered whatever its content is.
+        """
         async with self._database.transaction() as connection:
-            row, created = await _register(connection, _GROUPS, group.name, dump_group(group))
+            row, created = await _register(connection, _GROUPS, group.name, dump_group(group), single=group.derived)
             stored = _stored_group(row)
             if created:
                 for statement in create_statements(stored.id, stored.group):
@@ -111,11 +114,14 @@ async def _find(connection: AsyncConnection, table: str, reference: Reference) -
     return (await connection.execute(text(statement), parameters)).mappings().one_or_none()
 
 
-async def _register(connection: AsyncConnection, table: str, name: str, spec: str) -> tuple[RowMapping, bool]:
-    """The latest version when its content is `spec`, else the next version; races go round again."""
+async def _register(
+    connection: AsyncConnection, table: str, name: str, spec: str, *, single: bool = False
+) -> tuple[RowMapping, bool]:
+    """The latest version when its content is `spec` (or it is the `single` one), else the next version; a lost race
+    goes round again."""
     while True:
         latest = await _find(connection, table, Reference(name))
-        if latest is not None and latest["spec"] == spec:
+        if latest is not None and (single or latest["spec"] == spec):
             return latest, False
         version = latest["version"] + 1 if latest is not None else 1
         parameters = {"name": name, "version": version, "spec": spec}

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-import adbc_driver_postgresql.dbapi as adbc
+import adbc_driver_manager as adbc
 import numpy as np
 import pyarrow as pa
 from sqlalchemy import text
 
-from services.feature_store.commits import Commit, CursorMove, PublishedCommit, StagedRows
+from services.feature_store.commits import Commit, CursorMove, CursorMoved, PublishedCommit, StagedRows
 from services.feature_store.postgres.row_tables import physical_names, table_of
 from services.runtime.database import Database
 from services.runtime.errors import AlreadyExists, LimitExceeded
@@ -42,10 +42,6 @@ RETURNING commit, committed_at"""
 _MOVE_CURSOR = """
 UPDATE log_cursor SET cursor = $2::bigint, predictions = predictions + $3::bigint, outcomes = outcomes + $4::bigint
 WHERE cursor = $1::bigint RETURNING cursor"""
-
-
-class CursorMoved(Exception):
-    """Somebody else reingested the same page first; nothing was written."""
 
 
 class CommitLog:

@@ -1,0 +1,224 @@
+"""Training datasets: joined as of each row, stored by content, the same whenever they are made again."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from foresight.transforms import source_sha256
+from foresight.values import Column, DataType, Field, InvalidValue, MissingPolicy, Transform, ViewFeature, ViewSource
+from services.feature_store.groups import Reference
+from services.feature_store.manifests import DatasetRequest, LoggedSelection, Manifest
+from services.runtime.errors import DataLoss, FailedPrecondition, NotFound, OutOfRange, TransformMismatch
+from tests.conftest import MakeDatabase
+from tests.integration.feature_store import test_ingestion as logs
+from tests.integration.feature_store.rig import UTC_MICROS, LogInMemory, Store, at, running_store, source, state_folder
+
+MODULE = __name__
+
+
+def doubled(wind: Any, hour: Any) -> Any:
+    """A transform: NaN where the wind is unknown."""
+    return wind * 2 + hour
+
+
+def broken(wind: Any) -> Any:
+    """A transform that fails."""
+    return wind["nothing"]
+
+
+def transform(function: Any, *inputs: str) -> Transform:
+    """An on-demand transform of this module."""
+    name = function.__name__
+    return Transform(Field(name, DataType.FLOAT64), f"{MODULE}:{name}", source_sha256(function), inputs)
+
+
+async def define(store: Store, *transforms: Transform) -> None:
+    """A group with a correction, and a view with a default, a request feature and transforms."""
+    await store.group(
+        "weather", [Field("place", DataType.STRING)], [Field("wind", DataType.FLOAT64), Field("rain", DataType.INT64)]
+    )
+    default = Column.build("rain", DataType.INT64, [-1])
+    features = (
+        ViewFeature("wind", missing=MissingPolicy.FAIL),
+        ViewFeature("rain", "", MissingPolicy.DEFAULT, default),
+    )
+    await store.view(
+        "judged",
+        ViewSource("weather", features, max_age=timedelta(minutes=60)),
+        request_features=(Field("hour", DataType.INT64),),
+        transforms=transforms,
+    )
+    await store.write(
+        "weather", [{"place": p, "event_time": at(m), "wind": m, "rain": None} for p in "ab" for m in (0.0, 30.0)]
+    )
+    await store.write("weather", [{"place": "a", "event_time": at(30), "wind": 5.0, "rain": 3}])
+
+
+def spine(rows: list[tuple[str | None, float, bool | None]]) -> pa.Table:
+    """(place, minutes, label) with a pass-through column and the hour."""
+    return pa.table(
+        {
+            "flight": [f"f{i}" for i in range(len(rows))],
+            "place": pa.array([row[0] for row in rows], pa.string()),
+            "hour": pa.array(range(len(rows)), pa.int32()),
+            "event_time": pa.array([at(row[1]) for row in rows], UTC_MICROS),
+            "late": pa.array([row[2] for row in rows], pa.bool_()),
+        }
+    )
+
+
+SPINE = spine([("a", 40, True), ("b", 40, False), ("a", 10, True), (None, 40, True), ("a", 40, True), ("b", 91, False)])
+
+
+def request(name: str = "first", **options: Any) -> DatasetRequest:
+    """A request for the view."""
+    return DatasetRequest(name, Reference("judged"), **options)
+
+
+async def test_rows_follow_the_spine_and_are_read_by_split(store: Store) -> None:
+    """Spine columns, then features in the view's order, label and split; defaults filled, FAIL left NULL."""
+    await define(store)
+    manifest = await store.datasets.create(request(test_from=at(40)), SPINE)
+    rows = (await store.datasets.read(manifest.id, "")).to_pylist()
+    assert list(rows[0]) == ["flight", "place", "event_time", "wind", "rain", "hour", "late", "split"]
+    assert [(row["flight"], row["wind"], row["rain"], row["hour"], row["split"]) for row in rows] == [
+        ("f0", 5.0, 3, 0, "test"),
+        ("f1", 30.0, -1, 1, "test"),
+        ("f2", 0.0, -1, 2, "train"),
+        ("f3", None, -1, 3, "test"),
+        ("f4", 5.0, 3, 4, "test"),
+        ("f5", None, -1, 5, "test"),
+    ]
+    assert (await store.datasets.read(manifest.id, "train")).num_rows == 1
+    assert manifest.splits == (("train", 1), ("test", 5))
+    assert (manifest.rows, manifest.commit, manifest.groups) == (6, 2, (Reference("weather", 1),))
+    assert await store.datasets.get(manifest.id) == manifest
+
+
+async def test_the_same_commit_gives_the_same_hash_after_corrections_and_a_restart(
+    postgres_url: MakeDatabase,
+) -> None:
+    """In another state folder too, where nothing of it is stored."""
+    settings = postgres_url("feature_store")
+    made: list[Manifest] = []
+    for _ in range(2):
+        with state_folder() as folder:
+            async with running_store(settings, folder) as store:
+                if not made:
+                    await define(store)
+                made.append(await store.datasets.create(request(commit=2, known_by=True), SPINE))
+                await store.write("weather", [{"place": "a", "event_time": at(30), "wind": 99.0}])
+                made.append(await store.datasets.create(request(commit=2, known_by=True), SPINE.combine_chunks()))
+                changed = await store.datasets.create(request(), SPINE)
+                assert changed.content_sha256 != made[0].content_sha256
+    assert len({manifest.content_sha256 for manifest in made}) == 1
+    assert len({manifest.spine_sha256 for manifest in made}) == 1
+    assert len({manifest.id for manifest in made}) == 4
+
+
+async def test_transforms_run_on_what_was_joined(postgres_url: MakeDatabase) -> None:
+    """The same function as online; one that fails, or that this process does not trust, says so."""
+    settings = postgres_url("feature_store")
+    with state_folder() as folder:
+        async with running_store(settings, folder, modules=[MODULE]) as store:
+            await define(store, transform(doubled, "wind", "hour"))
+            table = await store.offline.read_as_of(Reference("judged"), 0, SPINE, known_by=False)
+            assert table["doubled"].to_pylist() == [10.0, 61.0, 2.0, None, 14.0, None]
+            assert np.array_equal(table["flight"].to_pylist(), SPINE["flight"].to_pylist())
+            await store.view("failing", source("weather", "wind"), transforms=(transform(broken, "wind"),))
+            with pytest.raises(FailedPrecondition, match="failing failed"):
+                await store.offline.read_as_of(Reference("failing"), 0, SPINE.drop_columns("hour"), known_by=False)
+        async with running_store(settings, folder) as store:
+            with pytest.raises(TransformMismatch, match="not among the trusted"):
+                await store.offline.read_as_of(Reference("judged"), 0, SPINE, known_by=False)
+            with pytest.raises(TransformMismatch):
+                await store.view("other", source("weather", "wind"), transforms=(transform(broken, "wind"),))
+
+
+async def test_a_wrong_spine_is_refused_with_every_fault(store: Store) -> None:
+    """And so are selections that cannot be."""
+    await define(store)
+    wrong = SPINE.drop_columns("hour").append_column("wind", pa.array([1.0] * 6))
+    wrong = wrong.set_column(3, "late", pa.array([True, None, None, True, True, True]))
+    with pytest.raises(InvalidValue) as refused:
+        await store.datasets.create(request(), wrong)
+    faults = {v.field: v.description for v in refused.value.violations}
+    assert faults == {
+        "arrow.wind": "has the name of a feature that the view makes",
+        "arrow.hour": "is missing",
+        "arrow.late": "is NULL in 2 rows",
+    }
+    for table, pattern in (
+        (SPINE.append_column("split", pa.array(["x"] * 6)), "split"),
+        (SPINE.slice(0, 0), "no rows"),
+        (SPINE.append_column("x", pa.array([{"a": 1}] * 6)), "do not carry"),
+        (None, "spine"),
+    ):
+        with pytest.raises(InvalidValue, match=pattern):
+            await store.datasets.create(request(), table)
+    with pytest.raises(OutOfRange):
+        await store.datasets.create(request(commit=3), SPINE)
+    with pytest.raises(NotFound):
+        await store.datasets.get("absent")
+    assert (await store.offline.read_as_of(Reference("judged"), 0, SPINE.slice(0, 0), known_by=True)).num_rows == 0
+
+
+async def test_changed_or_missing_bytes_are_data_loss(store: Store) -> None:
+    """Never handed out; making the dataset again repairs it."""
+    await define(store)
+    manifest = await store.datasets.create(request(), SPINE)
+    path = store.folder / "datasets" / f"{manifest.content_sha256}.arrow"
+    whole = path.read_bytes()
+    position = whole.index(b"f0f1f2")
+    path.write_bytes(whole[:position] + b"X" + whole[position + 1 :])
+    with pytest.raises(DataLoss):
+        await store.datasets.read(manifest.id, "")
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataLoss):
+        await store.datasets.read(manifest.id, "")
+    path.unlink()
+    with pytest.raises(DataLoss):
+        await store.datasets.read(manifest.id, "")
+    await store.datasets.create(request("again"), SPINE)
+    assert (await store.datasets.read(manifest.id, "")).num_rows == 6
+
+
+async def test_logged_predictions_with_the_outcomes_known_by_then(store: Store, log: LogInMemory) -> None:
+    """Latest outcome observed by then; none: left out. In order of event time and id, of one deployment."""
+    await logs.define(store)
+    log.entries = [
+        logs.predictions(["b1", "b0"], 5),
+        logs.predictions(["a0", "a1"], 4),
+        logs.predictions(["late"], 9),
+        logs.predictions(["other"], 5, deployment="frozen"),
+        *(logs.outcome(i, 20) for i in ("b1", "b0", "a0", "late", "other")),
+        logs.outcome("a1", 31),
+        logs.outcome("b0", 25, False),
+        logs.outcome("b1", 31, False),
+    ]
+    selection = LoggedSelection(at(9), at(30), from_event_time=at(4), deployment="delays")
+    with pytest.raises(FailedPrecondition, match="reingested"):
+        await store.datasets.create(request(logged=selection), None)
+    await logs.take_all(store, log)
+    manifest = await store.datasets.create(request(logged=selection, test_from=at(5)), None)
+    table = await store.datasets.read(manifest.id, "")
+    assert table.column_names == ["prediction_id", "place", "event_time", "wind", "hour", "late", "split"]
+    rows = [
+        tuple(row[name] for name in ("prediction_id", "wind", "hour", "late", "split")) for row in table.to_pylist()
+    ]
+    assert rows == [
+        ("a0", None, 0, True, "train"),
+        ("b0", 1.0, 1, False, "test"),
+        ("b1", None, 0, True, "test"),
+    ]
+    assert manifest.logged == selection
+    assert manifest.spine_sha256 == ""
+    with pytest.raises(FailedPrecondition, match="no logged prediction"):
+        await store.datasets.create(request(logged=LoggedSelection(at(2), at(30))), None)
+    with pytest.raises(InvalidValue):
+        await store.datasets.create(request(logged=selection), SPINE)
