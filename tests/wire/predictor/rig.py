@@ -149,7 +149,7 @@ class Replica:
     """One running predictor."""
 
     channel: grpc.aio.Channel
-    stub: prediction_pb2_grpc.PredictionServiceStub
+    stub: prediction_pb2_grpc.PredictionServiceAsyncStub
     spool: Spool
     deployments: Deployments
     shipper: Shipper

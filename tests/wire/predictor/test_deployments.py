@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 from pathlib import Path
 
@@ -34,6 +35,10 @@ def hour(value: float) -> Column:
     return Column.build("hour", DataType.FLOAT64, [value])
 
 
+def serves(replica: Replica, version: int) -> bool:
+    return states(replica)["late_flights"] == (version, "")
+
+
 async def test_swaps_under_load_never_mix_version_and_score(rig: Rig, replica: Replica) -> None:
     """Fifteen versions, each with a bias of its own; every answer's score is that of the version that it names."""
     seen: list[tuple[int, float]] = []
@@ -49,7 +54,7 @@ async def test_swaps_under_load_never_mix_version_and_score(rig: Rig, replica: R
             tasks.create_task(ask_on())
         for version in range(2, 16):
             await rig.deploy_flights(version, bias=float(version))
-            await until(lambda version=version: states(replica)["late_flights"] == (version, ""))
+            await until(functools.partial(serves, replica, version))
         done.set()
     total = np.float32(0.01) * np.float32(5 + 100 + 12 + 5)
     for version, score in seen:

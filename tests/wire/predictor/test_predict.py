@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from collections.abc import Awaitable
 from datetime import timedelta
 
 import grpc
@@ -29,7 +30,7 @@ def expected(delay: float, flights: float, wind: float, hour: float, bias: float
     return float(1 / (1 + np.exp(-(total + np.float32(bias)))))
 
 
-async def failure(call: grpc.aio.UnaryUnaryCall[object, object]) -> grpc.aio.AioRpcError:
+async def failure(call: Awaitable[prediction_pb2.PredictResponse]) -> grpc.aio.AioRpcError:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await call
     return caught.value

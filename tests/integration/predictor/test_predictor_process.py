@@ -1,0 +1,199 @@
+"""The predictor as a process of its own, from its documented command and settings: killed, restarted, stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import sys
+import urllib.request
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from foresight.predictor.v1 import prediction_pb2, prediction_pb2_grpc
+from services.runtime.channel import open_channel
+from tests.wire.predictor.rig import TRANSFORMS, Rig, ask, running_rig, until
+
+SERVICE = "foresight.predictor.v1.PredictionService"
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def environment(rig: Rig, **changes: str) -> dict[str, str]:
+    settings = {
+        "LISTEN": rig.address("predictor"),
+        "SPOOL_FOLDER": str(rig.folder / "spool"),
+        "CACHE_FOLDER": str(rig.folder / "cache"),
+        "FEATURE_STORE": rig.address("features"),
+        "TRAINER": rig.address("trainer"),
+        "LOGGER": rig.address("logger"),
+        "TRANSFORM_MODULES": f'["{TRANSFORMS}"]',
+    } | changes
+    return {"PATH": os.environ["PATH"]} | {f"FORESIGHT_PREDICTOR_{k}": v for k, v in settings.items()}
+
+
+class Process:
+    """One life of the predictor; `log` holds its standard error."""
+
+    def __init__(self, process: asyncio.subprocess.Process, log: Path) -> None:
+        self.process = process
+        self.log = log
+
+    async def end(self, number: signal.Signals) -> int:
+        self.process.send_signal(number)
+        return await asyncio.wait_for(self.process.wait(), 20)
+
+
+@contextlib.asynccontextmanager
+async def predictor(rig: Rig, **changes: str) -> AsyncIterator[Process]:
+    log = rig.folder / "predictor.log"
+    with log.open("ab") as file:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "services.predictor",
+            env=environment(rig, **changes),
+            cwd=ROOT,
+            stderr=file,
+            stdout=file,
+        )
+    try:
+        yield Process(process, log)
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+async def serving(channel: grpc.aio.Channel) -> None:
+    """Waits until health says SERVING."""
+    health = health_pb2_grpc.HealthStub(channel)
+    async with asyncio.timeout(30):
+        while True:
+            with contextlib.suppress(grpc.aio.AioRpcError):
+                answer = await health.Check(
+                    health_pb2.HealthCheckRequest(service="foresight.predictor.v1.PredictionService")
+                )
+                if answer.status == health_pb2.HealthCheckResponse.SERVING:
+                    return
+            await asyncio.sleep(0.02)
+
+
+@contextlib.asynccontextmanager
+async def loaded_rig() -> AsyncIterator[Rig]:
+    async with running_rig() as rig:
+        await rig.deploy_flights()
+        rig.feed()
+        # The process has the real clock, the fed rows are of a fixed day: the view's features may be older.
+        rig.features.max_age_micros.clear()
+        yield rig
+
+
+async def ask_until(
+    stub: prediction_pb2_grpc.PredictionServiceAsyncStub, stop: asyncio.Event, answered: set[str]
+) -> None:
+    while not stop.is_set():
+        try:
+            response = await stub.Predict(ask(), timeout=2)
+            answered.update(response.prediction_ids)
+        except grpc.aio.AioRpcError:
+            await asyncio.sleep(0.01)
+
+
+async def test_every_answer_is_logged_once_across_kills() -> None:
+    """kill -9 three times under load, the logger away in between: the client's count is the ledger's."""
+    answered: set[str] = set()
+    async with loaded_rig() as rig, open_channel(rig.address("predictor")) as channel:
+        stub = prediction_pb2_grpc.PredictionServiceStub(channel)
+        stop = asyncio.Event()
+        callers = [asyncio.create_task(ask_until(stub, stop, answered)) for _ in range(4)]
+        for life in range(3):
+            rig.logger.away = life == 1
+            async with predictor(rig) as process:
+                before = len(answered)
+                await until(lambda before=before: len(answered) > before + 50, 30)  # type: ignore[misc]
+                await process.end(signal.SIGKILL)
+        rig.logger.away = False
+        async with predictor(rig) as process:
+            before = len(answered)
+            await until(lambda: len(answered) > before + 20, 30)
+            stop.set()
+            await asyncio.gather(*callers)
+            assert await process.end(signal.SIGTERM) == 0
+        assert answered <= rig.logger.records.keys()
+        assert not rig.logger.quarantined
+        assert len(rig.logger.numbers) == 4
+        for numbers in rig.logger.numbers.values():
+            assert sorted(numbers) == list(range(1, len(numbers) + 1))
+
+
+async def test_what_the_logger_could_not_take_is_shipped_by_the_next_life() -> None:
+    """Stopped in order while the logger is away; GetSpool accounts for both lives."""
+    async with loaded_rig() as rig, open_channel(rig.address("predictor")) as channel:
+        stub = prediction_pb2_grpc.PredictionServiceStub(channel)
+        rig.logger.away = True
+        async with predictor(rig) as process:
+            await serving(channel)
+            await stub.Predict(ask(5))
+            assert await process.end(signal.SIGTERM) == 0
+        async with predictor(rig) as process:
+            await serving(channel)
+            await stub.Predict(ask(2))
+            spool = await stub.GetSpool(prediction_pb2.GetSpoolRequest())
+            assert [(i.replica, i.highest_sequence, i.pending) for i in spool.incarnations] == [
+                ("predictor-0", 5, 5),
+                ("predictor-0", 2, 2),
+            ]
+            rig.logger.away = False
+            await until(lambda: len(rig.logger.records) == 7, 10)
+            spool = await stub.GetSpool(prediction_pb2.GetSpoolRequest())
+            assert [i.pending for i in spool.incarnations] == [0]
+            assert await process.end(signal.SIGTERM) == 0
+        assert rig.logger.duplicates == 0
+
+
+async def test_a_second_process_of_the_replica_is_refused_clearly() -> None:
+    """The first goes on; the second says why and ends."""
+    async with loaded_rig() as rig, open_channel(rig.address("predictor")) as channel, predictor(rig) as first:
+        await serving(channel)
+        async with predictor(rig, LISTEN=rig.address("second")) as second:
+            assert await asyncio.wait_for(second.process.wait(), 30) == 1
+        assert "another process has the spool of the replica predictor-0" in second.log.read_text()
+        await prediction_pb2_grpc.PredictionServiceStub(channel).Predict(ask())
+        assert first.process.returncode is None
+
+
+async def test_faulty_settings_are_told_together() -> None:
+    """By name, and the process ends with 2."""
+    async with loaded_rig() as rig, predictor(rig, LISTEN="0.0.0.0:80", REPLICA="../x", LOGGER="") as process:
+        assert await asyncio.wait_for(process.process.wait(), 30) == 2
+        text = process.log.read_text()
+        for name in ("LISTEN", "REPLICA", "LOGGER"):
+            assert f"setting FORESIGHT_PREDICTOR_{name}:" in text
+
+
+async def test_metrics_are_served() -> None:
+    """On the loopback, with the spool's gauges."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    async with (
+        loaded_rig() as rig,
+        open_channel(rig.address("predictor")) as channel,
+        predictor(rig, METRICS_PORT=str(port)),
+    ):
+        await serving(channel)
+        await prediction_pb2_grpc.PredictionServiceStub(channel).Predict(ask())
+        page = await asyncio.to_thread(_fetch, f"http://127.0.0.1:{port}/metrics")
+    assert 'foresight_predictor_predictions_total{deployment="late_flights",outcome="answered"} 1.0' in page
+    assert "foresight_predictor_models_loaded 1.0" in page
+    assert "foresight_predictor_spool_pending" in page
+
+
+def _fetch(url: str) -> str:
+    with urllib.request.urlopen(url, timeout=5) as response:
+        return str(response.read(), "utf-8")
