@@ -32,7 +32,9 @@ class Estimator(_message.Message):
     """Public name, e.g. `sklearn.linear_model.LogisticRegression`. INVALID_ARGUMENT names one not allowed."""
     @_builtins.property
     def parameters(self) -> _containers.RepeatedCompositeFieldContainer[Global___Parameter]:
-        """Constructor parameters; those not named keep scikit-learn's defaults. The same name twice is refused."""
+        """Constructor parameters; those not named keep scikit-learn's defaults, but for `random_state`, which is 0 then, so
+        that a training repeats exactly. `n_jobs` and `verbose` are taken and ignored. The same name twice is refused.
+        """
 
     def __init__(
         self,
@@ -271,7 +273,7 @@ class TrainingProgress(_message.Message):
     STAGE_FIELD_NUMBER: _builtins.int
     ROWS_FIELD_NUMBER: _builtins.int
     stage: _builtins.str
-    """`reading`, `fitting`, `evaluating`, `converting`, `registering`."""
+    """`reading`, `fitting`, `converting`, `evaluating`, `registering`."""
     rows: _builtins.int
     """Rows read so far."""
     def __init__(
