@@ -14,9 +14,14 @@ from pathlib import Path
 
 import asyncpg
 import pytest
+from hypothesis import HealthCheck, settings
 
 from deploy.local.postgres import STOP_SIGNAL, EmbeddedPostgres
 from services.runtime.settings import DatabaseSettings
+
+# A loaded machine is slow without being wrong.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 MakeDatabase = Callable[[str], DatabaseSettings]
 
