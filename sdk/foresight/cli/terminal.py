@@ -11,7 +11,7 @@ import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from rich import box
@@ -21,7 +21,7 @@ from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn, TimeElap
 from rich.progress import Progress as Bars
 from rich.table import Table
 
-from foresight.client import ForesightError, InvalidValue, VersionRef
+from foresight.client import Column, ForesightError, InvalidValue, VersionRef
 from foresight.client.frames import Progress
 
 # A pipe has no width: wide enough that no id or instant is cut.
@@ -71,8 +71,14 @@ def plain(value: Any) -> Any:
     """The value as JSON has it."""
     if isinstance(value, VersionRef):
         return {"name": value.name, "version": value.version}
+    if isinstance(value, Column):
+        return plain(value.to_list())
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        members = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        # Units are last in names.
+        return {f"{n}_s" if isinstance(v, timedelta) else n: plain(v) for n, v in members.items()}
+    if isinstance(value, timedelta):
+        return value.total_seconds()
     if isinstance(value, enum.Enum):
         return value.name.lower()
     if isinstance(value, datetime):

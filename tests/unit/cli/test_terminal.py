@@ -1,0 +1,94 @@
+"""What is printed: values as JSON has them, tables that hold whole ids, progress that keeps to stages."""
+
+import json
+from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from foresight.cli.terminal import plain, show, table, working
+from foresight.client import (
+    Column,
+    DataType,
+    FeatureStatus,
+    Field,
+    MissingPolicy,
+    VersionRef,
+    ViewFeature,
+    ViewSource,
+)
+
+NOON = datetime(2013, 3, 1, 12, tzinfo=UTC)
+
+
+def _drawn(renderable: Any, width: int = 60) -> str:
+    console = Console(width=width)
+    with console.capture() as capture:
+        console.print(renderable)
+    return capture.get()
+
+
+def test_every_value_of_the_client_becomes_json() -> None:
+    default = Column.build("wind", DataType.FLOAT64, [1.5])
+    source = ViewSource(
+        "weather", (ViewFeature("wind", missing=MissingPolicy.DEFAULT, default=default),), timedelta(hours=1)
+    )
+    assert plain(source) == {
+        "group": "weather",
+        "features": [{"feature": "wind", "name": "", "missing": "default", "default": [1.5]}],
+        "max_age_s": 3600.0,
+        "keys": {},
+        "prefix": "",
+        "group_version": 0,
+    }
+    assert plain(Field("a", DataType.INT64))["type"] == "int64"
+    assert plain([VersionRef("m", 2), FeatureStatus.NOT_FOUND]) == [{"name": "m", "version": 2}, "not_found"]
+    assert plain(NOON.astimezone(timezone(timedelta(hours=-5)))) == "2013-03-01T12:00:00Z"
+
+
+def test_json_is_one_document_and_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
+    show(True, {"name": "Zürich"}, "for people")
+    out = capsys.readouterr()
+    assert json.loads(out.out) == {"name": "Zürich"}
+    assert "Zürich" in out.out
+    assert out.err == ""
+
+
+def test_a_pipe_gets_whole_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    show(False, None, "x" * 150)
+    assert capsys.readouterr().out == "x" * 150 + "\n"
+
+
+def test_ids_and_instants_are_never_cut() -> None:
+    id = "01a205ec-7a48-7cc9-9aad-8bc6e322b0df"
+    row = {"prediction_id": id, "event_time": NOON, "text": "a long text that has to give way"}
+    drawn = _drawn(table([row], ""), width=75)
+    assert id in drawn
+    assert "2013-03-01T12:00:00Z" in drawn
+
+
+def test_cells_show_what_people_read() -> None:
+    row = {
+        "n": 1234567,
+        "x": 0.123456,
+        "yes": True,
+        "none": None,
+        "list": ["a", "b"],
+        "markup": "[red]x[/]",
+        "empty": [],
+    }
+    drawn = _drawn(table([row], ""), width=100)
+    for text in ("1,234,567", "0.1235", "yes", "—", "a, b", "[red]x[/]"):
+        assert text in drawn
+
+
+def test_no_rows_say_what_to_do() -> None:
+    assert _drawn(table([], "nothing yet; do [this]")) == "nothing yet; do [this]\n"
+
+
+def test_progress_is_silent_where_nobody_watches(capsys: pytest.CaptureFixture[str]) -> None:
+    with working({"uploading": 10}) as progress:
+        for stage, rows in (("uploading", 5), ("uploading", 10), ("fitting", 0), ("fitting", 3)):
+            progress(stage, rows)
+    assert capsys.readouterr() == ("", "")

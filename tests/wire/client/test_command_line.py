@@ -1,0 +1,386 @@
+"""The command line against scripted services: what it sends, what it prints, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from typer.testing import CliRunner, Result
+
+from foresight.cli.app import app
+from foresight.feature_store.v1 import offline_pb2, online_pb2, registry_pb2
+from foresight.logger.v1 import outcome_pb2, prediction_log_pb2
+from foresight.predictor.v1 import prediction_pb2
+from foresight.trainer.v1 import batch_prediction_pb2, flywheel_pb2, model_registry_pb2, training_pb2
+from foresight.values import Column, DataType, InvalidValue, Violation
+from foresight.wire import decode_column, decode_table, encode_column, encode_group, encode_instant, encode_table
+from services.runtime import errors
+from tests.wire.client.delays import HOUR, NOON, WEATHER, described_view, ref
+from tests.wire.client.fake_foresight import FakeForesight, Gateway, pieces, tables
+
+Run = Callable[..., Result]
+SERVICE = """
+from datetime import timedelta
+from foresight.client import DataType, FeatureGroup, FeatureView, Field, ViewFeature, ViewSource
+
+origin = Field("origin", DataType.STRING)
+view = FeatureView("delays", Field("late", DataType.BOOL), (ViewSource("weather", (ViewFeature("wind"),)),))
+weather = FeatureGroup("weather", (origin,), (Field("wind", DataType.FLOAT64),))
+same = weather
+"""
+PIPELINE = """
+from sklearn.linear_model import LogisticRegression
+model = LogisticRegression(C=0.5)
+fitted = LogisticRegression().fit([[0.0], [1.0]], [0, 1])
+"""
+
+
+@pytest.fixture
+def run(gateway: Gateway) -> Iterator[Run]:
+    """Runs a command against the fake; modules that it imported are forgotten afterwards."""
+    path, modules = list(sys.path), set(sys.modules)
+
+    def invoke(*arguments: object) -> Result:
+        return CliRunner().invoke(app, [*map(str, arguments), "--state", str(gateway.state)])
+
+    yield invoke
+    sys.path[:] = path
+    for name in set(sys.modules) - modules:
+        if not name.startswith("sklearn"):
+            del sys.modules[name]
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Callable[[str, str], Path]:
+    """Writes a file and answers its path."""
+
+    def write(name: str, content: str) -> Path:
+        path = tmp_path / name
+        path.write_text(content)
+        return path
+
+    return write
+
+
+def _json(result: Result) -> Any:
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def test_apply_registers_what_a_file_defines_once(run: Run, fake: FakeForesight, file: Any) -> None:
+    fake.on(
+        "RegisterFeatureGroup",
+        lambda r: registry_pb2.RegisterFeatureGroupResponse(group=r.group, created=True),
+    )
+    fake.on(
+        "RegisterFeatureView",
+        lambda r: registry_pb2.RegisterFeatureViewResponse(view=r.view, created=False),
+    )
+    service = file("service_d.py", SERVICE)
+    assert _json(run("apply", service, "--json")) == [
+        {"kind": "view", "name": "delays", "version": 0, "created": False},
+        {"kind": "group", "name": "weather", "version": 0, "created": True},
+    ]
+    shown = run("apply", service)
+    assert "weather" in shown.stdout
+    assert "created" in shown.stdout
+    empty = run("apply", file("empty_d.py", "x = 1\n"))
+    assert empty.exit_code == 1
+    assert "defines no FeatureGroup" in empty.stderr
+
+
+def test_groups_and_views_are_listed(run: Run, fake: FakeForesight) -> None:
+    fake.on("ListFeatureGroups", registry_pb2.ListFeatureGroupsResponse())
+    assert "no groups yet" in run("groups").stdout
+    fake.on("ListFeatureGroups", registry_pb2.ListFeatureGroupsResponse(groups=[encode_group(WEATHER)]))
+    assert "origin string" in run("groups").stdout
+    [group] = _json(run("groups", "--json"))
+    assert group["features"] == [{"name": "wind", "type": "float64", "dimension": 0, "description": ""}]
+    fake.on("ListFeatureViews", registry_pb2.ListFeatureViewsResponse(views=[described_view().view]))
+    assert "late bool" in run("views").stdout
+    [view] = _json(run("views", "--json"))
+    assert (view["version"], view["sources"][0]["max_age_s"]) == (3, 3600.0)
+
+
+def test_ingest_writes_a_file_as_one_commit(run: Run, fake: FakeForesight, file: Any) -> None:
+    fake.on("GetFeatureGroup", registry_pb2.GetFeatureGroupResponse(group=encode_group(WEATHER)))
+    fake.on(
+        "WriteFeatures",
+        offline_pb2.WriteFeaturesResponse(commit=7, rows=2, committed_at=encode_instant(NOON)),
+        offline_pb2.WriteFeaturesResponse(commit=7, rows=2, committed_at=encode_instant(NOON), duplicate=True),
+    )
+    rows = file("weather.csv", "origin,hour,wind\nJFK,2013-03-01T12:00:00Z,1\nLGA,2013-03-01T12:00:00Z,\n")
+    command = ("ingest", "weather", rows, "--event-time", "hour", "--write-id", "w1")
+    assert "2 rows of weather written · commit 7" in run(*command).stdout
+    assert "nothing new" in run(*command).stdout
+    assert _json(run(*command, "--json")) == {
+        "number": 7,
+        "committed_at": "2013-03-01T12:00:00Z",
+        "rows": 2,
+        "duplicate": True,
+    }
+    sent = fake.requests("WriteFeatures")[0]
+    assert sent[0].header.write_id == "w1"
+    assert decode_table([tables(sent)]).to_pylist()[1] == {"origin": "LGA", "event_time": NOON, "wind": None}
+    refused = run("ingest", "weather", rows)
+    assert refused.exit_code == 1
+    assert "name its column with --event-time" in refused.stderr
+
+
+def test_train_makes_a_dataset_and_a_version_with_metrics(run: Run, fake: FakeForesight, file: Any) -> None:
+    fake.on("GetFeatureView", described_view())
+    splits = [offline_pb2.SplitRows(split="train", rows=1), offline_pb2.SplitRows(split="test", rows=1)]
+    label = registry_pb2.FeatureView(label=described_view().view.label).label
+    dataset = offline_pb2.TrainingDataset(id="d1", rows=2, splits=splits, label=label)
+    fake.on("CreateTrainingDataset", offline_pb2.CreateTrainingDatasetResponse(dataset=dataset))
+    fake.on("GetTrainingDataset", offline_pb2.GetTrainingDatasetResponse(dataset=dataset))
+    metric = model_registry_pb2.Metric(name="roc_auc", value=0.71234)
+    version = model_registry_pb2.ModelVersion(model=ref("delays", 4), train_rows=1, metrics=[metric])
+    progress = training_pb2.TrainingProgress(stage="fitting", rows=1)
+    answers = [training_pb2.TrainResponse(progress=progress), training_pb2.TrainResponse(version=version)]
+    fake.on("Train", lambda request: answers)
+    pipeline = f"{file('pipeline_e.py', PIPELINE)}:model"
+    spine = file("spine.csv", "origin,event_time,hour,late\nJFK,2013-03-01T12:00:00Z,17,true\n")
+    command = ("train", "delays", "--pipeline", pipeline, "--view", "delays", "--spine", spine)
+    shown = run(*command, "--test-from", "2013-03-01T00:00:00Z", "--known-by")
+    assert "delays v4 trained on 1 rows · d1" in shown.stdout
+    assert "0.7123" in shown.stdout
+    [created] = fake.requests("CreateTrainingDataset")
+    assert created[0].header.known_by
+    assert created[0].header.test_from.ToDatetime().isoformat() == "2013-03-01T00:00:00"
+    assert decode_table([tables(created)])["late"].to_pylist() == [True]
+    assert _json(run("train", "delays", "--pipeline", pipeline, "--dataset", "d1", "--json"))["version"] == 4
+    assert [s.split for s in (*fake.requests("Train")[1].train, *fake.requests("Train")[1].test)] == ["train", "test"]
+    fitted = run(*command[:2], "--pipeline", pipeline.replace(":model", ":fitted"), "--dataset", "d1")
+    assert fitted.exit_code == 1
+    assert "pipeline: is fitted" in fitted.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["train", "m", "--pipeline", "p.py:x"], "either --spine with --view"),
+        (["train", "m", "--pipeline", "none.py:x", "--dataset", "d"], "there is no file none.py"),
+        (["train", "m", "--pipeline", "p.py:x", "--dataset", "d", "--known-by"], "belong to a spine"),
+        (["predict", "d"], "either --set"),
+        (["predict", "d", "--set", "x"], "name=value"),
+        (["predict", "d", "--set", "x=1", "--event-time", "2013-03-01T12:00:00"], "no time zone"),
+        (["ingest", "weather", "none.csv"], "none.csv"),
+        (["deploy", "d"], "model"),
+        (["nothing"], "nothing"),
+    ],
+)
+def test_wrong_usage_ends_with_2_and_sends_nothing(
+    run: Run, fake: FakeForesight, arguments: list[str], says: str
+) -> None:
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert says in " ".join(result.stderr.replace("│", " ").split())
+    assert result.stdout == ""
+    assert fake.asked == {}
+
+
+def test_a_refusal_ends_with_1_and_one_line_per_violation(run: Run, fake: FakeForesight) -> None:
+    fake.on("ListFeatureGroups", errors.NotFound("group", "weather"))
+    result = run("groups", "--json")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == "error: no group weather\n"
+    fake.on("ListFeatureGroups", InvalidValue("a", "is [wrong]", Violation("b", "is too")))
+    result = run("groups")
+    assert result.stderr.splitlines() == [
+        "error: the request is wrong in 2 places",
+        "  a is [wrong]",
+        "  b is too",
+    ]
+
+
+def test_no_stack_is_said_at_once(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["models", "--state", str(tmp_path)])
+    assert result.exit_code == 1
+    assert "start one with `foresight up`" in result.stderr
+
+
+def test_models_deployments_and_decisions_are_listed(run: Run, fake: FakeForesight) -> None:
+    metric = model_registry_pb2.Metric(name="log_loss", value=0.5)
+    version = model_registry_pb2.ModelVersion(model=ref("delays", 2), metrics=[metric], aliases=["champion"])
+    older = model_registry_pb2.ModelVersion(model=ref("delays", 1))
+    fake.on("ListModelVersions", model_registry_pb2.ListModelVersionsResponse(versions=[version, older]))
+    shown = run("models", "delays").stdout
+    assert "champion" in shown
+    assert "log loss" in shown
+    assert _json(run("models", "--json"))[0]["metrics"] == {"log_loss": 0.5}
+    deployment = model_registry_pb2.Deployment(name="live", model=ref("delays", 2))
+    fake.on("ListDeployments", model_registry_pb2.ListDeploymentsResponse(deployments=[deployment]))
+    assert "delays v2" in run("deployments").stdout
+    models = [training_pb2.ModelMetrics(model=ref("delays", v), metrics=[metric]) for v in (1, 2)]
+    decision = flywheel_pb2.Decision(deployment="live", metric="log_loss", models=models, promoted=True)
+    fake.on("ListDecisions", flywheel_pb2.ListDecisionsResponse(decisions=[decision]))
+    assert "yes" in run("decisions").stdout
+    assert _json(run("decisions", "live", "--json"))[0]["promoted"] is True
+
+
+def test_deploy_waits_and_says_what_serves(run: Run, fake: FakeForesight) -> None:
+    deployment = model_registry_pb2.Deployment(name="live", model=ref("delays", 2))
+    fake.on("SetDeployment", model_registry_pb2.SetDeploymentResponse(deployment=deployment))
+    serving = prediction_pb2.ServingDeployment(deployment="live", model=ref("delays", 2), ready=True)
+    fake.on("ListServing", prediction_pb2.ListServingResponse(deployments=[serving]))
+    assert "live serves delays v2" in run("deploy", "live", "delays").stdout
+    assert _json(run("deploy", "live", "delays", "--version", 2, "--json"))["model"] == {"name": "delays", "version": 2}
+
+
+@pytest.fixture
+def deployed(fake: FakeForesight) -> FakeForesight:
+    """A fake whose deployment `live` uses the view `delays`, and which answers predictions."""
+    deployment = model_registry_pb2.Deployment(name="live", model=ref("delays", 2), view=ref("delays", 3))
+    fake.on("GetDeployment", model_registry_pb2.GetDeploymentResponse(deployment=deployment))
+    fake.on("GetFeatureView", described_view())
+
+    def answer(request: Any) -> prediction_pb2.PredictResponse:
+        n = len(decode_column(request.columns[0]))
+        missing = prediction_pb2.MissingFeature(row=0, feature="wind", status=online_pb2.FEATURE_STATUS_FUTURE)
+        return prediction_pb2.PredictResponse(
+            prediction_ids=[f"id-{row}" for row in range(n)],
+            outputs=[encode_column(Column.build("probability", DataType.FLOAT64, [0.25] * n))],
+            model=ref("delays", 2),
+            event_time=encode_instant(NOON),
+            missing=[missing],
+        )
+
+    fake.on("Predict", answer)
+    return fake
+
+
+def test_predict_asks_with_the_types_of_the_view(run: Run, deployed: FakeForesight) -> None:
+    result = run("predict", "live", "--set", "origin=123", "--set", "hour=17", "--event-time", "2013-03-01T12:00:00Z")
+    assert "id-0" in result.stdout
+    assert "wind (future)" in result.stdout
+    [request] = deployed.requests("Predict")
+    assert {c.name: decode_column(c).to_list() for c in request.columns} == {"origin": ["123"], "hour": [17]}
+    assert request.event_time == encode_instant(NOON)
+
+
+def test_predict_asks_for_the_rows_of_a_file_in_parts(run: Run, deployed: FakeForesight, file: Any) -> None:
+    rows = file("ask.csv", "origin,hour\n" + "123,17\n" * 1500)
+    answers = _json(run("predict", "live", "--rows", rows, "--json"))
+    assert len(answers) == 1500
+    assert answers[0] == {
+        "prediction_id": "id-0",
+        "probability": 0.25,
+        "model": {"name": "delays", "version": 2},
+        "event_time": "2013-03-01T12:00:00Z",
+        "missing": {"wind": "future"},
+    }
+    assert [len(decode_column(r.columns[0])) for r in deployed.requests("Predict")] == [1024, 476]
+
+
+def test_outcomes_are_read_from_a_file_by_id_or_by_key(run: Run, deployed: FakeForesight, file: Any) -> None:
+    deployed.on("RecordOutcomes", outcome_pb2.RecordOutcomesResponse(matched=1, held=2, duplicates=3))
+    by_id = file("a.csv", "prediction_id,value,observed_at,revision\nx,true,2013-03-01T13:00:00Z,1\n")
+    assert "1 matched · 2 held · 3 known already" in run("outcomes", by_id).stdout
+    by_key = file("b.csv", "origin,event_time,value,observed_at\n5,2013-03-01T12:00:00Z,1,2013-03-01T13:00:00Z\n")
+    assert _json(run("outcomes", by_key, "--deployment", "live", "--json"))["held"] == 2
+    first, second = deployed.requests("RecordOutcomes")
+    assert (list(first.prediction_ids), list(first.revisions)) == (["x"], [1])
+    assert decode_column(second.values).to_list() == [True]
+    assert decode_column(second.entity_keys[0]).to_list() == ["5"]
+    assert list(second.observed_at_micros) == [second.event_time_micros[0] + HOUR.seconds * 1_000_000]
+    assert "--deployment" in run("outcomes", by_key).stderr
+    no_value = run("outcomes", file("c.csv", "prediction_id\nx\n"))
+    assert no_value.exit_code == 1
+    assert "value: is not a column" in no_value.stderr
+
+
+def _logged(n: int) -> pa.Table:
+    return pa.table(
+        {
+            "prediction_id": [f"id-{i}" for i in range(n)],
+            "event_time": [NOON] * n,
+            "log_deployment": ["live"] * n,
+            "log_model": ["delays"] * n,
+            "log_model_version": [2] * n,
+            "origin": ["JFK"] * n,
+            "wind": [1.5] * n,
+            "prediction_probability": [0.25] * n,
+        }
+    )
+
+
+def test_predictions_are_shown_or_written_with_their_outcomes(
+    run: Run, deployed: FakeForesight, tmp_path: Path
+) -> None:
+    def read(request: Any) -> Iterator[Any]:
+        if request.group.name == "log_outcomes_delays_v3":
+            raise errors.NotFound("group", request.group.name)
+        yield from pieces(offline_pb2.ReadFeaturesResponse, encode_table(_logged(30)))
+
+    deployed.on("ReadFeatures", read)
+    shown = run("predictions", "delays", "--deployment", "live")
+    assert "id-29" in shown.stdout
+    assert "id-9 " not in shown.stdout
+    assert "the last 20 of 30" in shown.stderr
+    [only] = _json(run("predictions", "delays", "--limit", 1, "--json"))
+    assert (only["prediction_id"], only["wind"], only["late"]) == ("id-29", 1.5, None)
+    output = tmp_path / "log.jsonl"
+    assert "30 predictions in" in run("predictions", "delays", "--output", output).stdout
+    assert len(output.read_text().splitlines()) == 30
+    assert run("predictions", "delays", "--output", tmp_path / "log.xlsx").exit_code == 2
+
+
+def test_verify_ends_with_1_when_something_differs(run: Run, fake: FakeForesight) -> None:
+    mismatch = prediction_pb2.Mismatch(
+        name="wind", cause=prediction_pb2.MISMATCH_CAUSE_DATA, recorded="1.5", replayed="2.5"
+    )
+    good = prediction_pb2.VerifyPredictionResponse(verified=True, model=ref("delays", 2))
+    bad = prediction_pb2.VerifyPredictionResponse(mismatches=[mismatch], model=ref("delays", 2))
+    fake.on("VerifyPrediction", lambda request: good if request.prediction_id == "a" else bad)
+    assert _json(run("verify", "a", "--json"))[0]["verified"] is True
+    result = run("verify", "a", "b")
+    assert result.exit_code == 1
+    assert "wind (data): 1.5 → 2.5" in result.stdout
+
+
+def test_the_ledger_ends_with_1_when_a_prediction_is_nowhere(run: Run, fake: FakeForesight) -> None:
+    fake.on("GetSpool", prediction_pb2.GetSpoolResponse())
+    row = prediction_log_pb2.IncarnationLedger(replica="p0", incarnation="i", highest_sequence=1500, logged=1500)
+    fake.on("GetLedger", prediction_log_pb2.GetLedgerResponse(incarnations=[row]))
+    assert "1,500" in run("ledger").stdout
+    assert _json(run("ledger", "--json"))[0]["unaccounted"] == 0
+    row.logged = 1499
+    fake.on("GetLedger", prediction_log_pb2.GetLedgerResponse(incarnations=[row]))
+    assert run("ledger").exit_code == 1
+
+
+def test_batch_says_where_the_predictions_are(run: Run, fake: FakeForesight) -> None:
+    done = batch_prediction_pb2.BatchRun(run_id="r1", model=ref("delays", 2), sink_table="tomorrow", rows=3)
+    fake.on("RunBatchPrediction", lambda r: [batch_prediction_pb2.RunBatchPredictionResponse(run=done)])
+    day = ("--from", "2013-03-01T00:00:00Z", "--to", "2013-03-02T00:00:00Z", "--as-of", "2013-03-01T12:00:00Z")
+    result = run("batch", "live", "schedule", *day, "--sink-table", "tomorrow", "--run-id", "r1")
+    assert "3 rows scored by delays v2 into tomorrow · run r1" in result.stdout
+    [request] = fake.requests("RunBatchPrediction")
+    assert (request.event_time, request.run_id, request.rows.group.name) == (encode_instant(NOON), "r1", "schedule")
+
+
+def test_a_dataset_is_described_and_written_to_a_file(run: Run, fake: FakeForesight, tmp_path: Path) -> None:
+    dataset = offline_pb2.TrainingDataset(id="d1", rows=2, label=described_view().view.label)
+    fake.on("GetTrainingDataset", offline_pb2.GetTrainingDatasetResponse(dataset=dataset))
+    rows = pa.table({"wind": [1.5, None]})
+    fake.on("ReadTrainingDataset", lambda r: pieces(offline_pb2.ReadTrainingDatasetResponse, encode_table(rows)))
+    output = tmp_path / "rows.csv"
+    assert _json(run("dataset", "d1", "--output", output, "--json"))["rows"] == 2
+    assert output.read_text() == '"wind"\n1.5\n\n'
+
+
+def test_every_command_explains_itself() -> None:
+    listed = CliRunner().invoke(app, ["--help"]).stdout
+    for command in app.registered_commands:
+        assert command.callback is not None
+        name = command.name or command.callback.__name__
+        assert name in listed
+        result = CliRunner().invoke(app, [name, "--help"])
+        assert result.exit_code == 0
+        assert command.callback.__doc__ is not None
