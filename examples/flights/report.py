@@ -256,7 +256,7 @@ def draw(report: dict[str, Any], path: Path) -> None:
         (axes[1], "roc_auc", "ROC AUC (higher is better)"),
     ):
         for model, color, marker, text in (
-            ("frozen", "#9a6a00", "s", "frozen January-February model"),
+            ("frozen", "#9a6a00", "s", "frozen"),
             ("flywheel", "#00628b", "o", "flywheel"),
         ):
             values = [m[model][metric] for m in report["months"]]
@@ -270,6 +270,6 @@ def draw(report: dict[str, Any], path: Path) -> None:
         axis.grid(axis="y", alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
         axis.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=2)
-    figure.suptitle("Flights from New York, 2013, asked 6 to 12 hours ahead; dashed lines: a challenger was promoted")
+    figure.suptitle("Flights from New York, 2013, asked 6 to 12 hours ahead: the flywheel and the frozen January-February model (dashed: a promotion)")
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
