@@ -47,6 +47,7 @@ class PredictionLog:
         self._cut = cut
         self._clock = clock
         self._metrics = metrics
+        self._shown = 0
 
     async def append(self, records: Sequence[LogRecord], quarantined: Sequence[QuarantinedRange]) -> Appended:
         """Stores what is new, in one transaction, and attaches outcomes that were waiting for it.
@@ -122,5 +123,8 @@ class PredictionLog:
         self._show(state.head, state.held)
 
     def _show(self, head: int, held: int) -> None:
-        self._metrics.head.set(head)
-        self._metrics.held.set(held)
+        # Calls end in another order than they wrote; what was written last is what is shown.
+        if head >= self._shown:
+            self._shown = head
+            self._metrics.head.set(head)
+            self._metrics.held.set(held)
