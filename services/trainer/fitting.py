@@ -24,7 +24,8 @@ from services.trainer.construction import build
 from services.trainer.conversion import Conversion, convert, parity_rows
 from services.trainer.specification import Estimator, selects_columns
 
-THREADS = 2
+# Trees of a forest that are grown at once; they share no sums, so their number changes no model.
+FOREST_THREADS = 2
 CLASSES_MAX = 1_000
 WARNINGS_MAX = 10
 
@@ -98,7 +99,7 @@ def _target(
 def _fit(estimator: Any, frame: pd.DataFrame, target: NDArray[Any]) -> None:
     try:
         # Threads, never processes: a worker that is killed must leave nothing behind.
-        with joblib.parallel_config(backend="threading", n_jobs=THREADS):
+        with joblib.parallel_config(backend="threading", n_jobs=FOREST_THREADS):
             estimator.fit(frame, target)
     except InvalidParameterError as error:
         raise FailedPrecondition(f"scikit-learn refuses the pipeline: {_first_line(error)}") from error

@@ -1,10 +1,11 @@
 """What the worker can be asked: `check` a specification, `fit` it. Both sides of the frames' content are here.
 
-The trainer's side imports no scikit-learn: `answer`, which does, is called in the worker only.
+The trainer's side imports no scikit-learn: `warm_up` and `answer`, which do, are called in the worker only.
 """
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,9 +13,10 @@ from typing import Any
 import pyarrow as pa
 
 from foresight.scoring import Signature
-from foresight.values import Field, InvalidValue, Violation
+from foresight.values import DataType, Field, InvalidValue, Violation
 from services.runtime.errors import FailedPrecondition, ServiceError
 from services.trainer import signatures
+from services.trainer.estimators import ALLOWED
 from services.trainer.specification import Estimator, from_json, to_json
 
 Frame = tuple[dict[str, Any], list[bytes]]
@@ -84,6 +86,18 @@ def raise_error(head: dict[str, Any]) -> None:
         raise FailedPrecondition(head["failed"], **head["metadata"])
     if "bug" in head:
         raise RuntimeError(f"the training worker failed: {head['bug']}")
+
+
+def warm_up() -> None:
+    """Loads everything that a training may need, by training something. Called in the worker."""
+    from services.trainer.fitting import fit
+
+    for module in {module for module, _ in ALLOWED.values()}:
+        importlib.import_module(module)
+    rows = pa.table({"x": [float(i) for i in range(8)], "y": [i % 2 == 0 for i in range(8)]})
+    few = (("max_iter", 2), ("min_samples_leaf", 1))
+    pipeline = Estimator("sklearn.ensemble.HistGradientBoostingClassifier", few)
+    fit(pipeline, (Field("x", DataType.FLOAT64),), Field("y", DataType.BOOL), rows, lambda _: None)
 
 
 def answer(head: dict[str, Any], blobs: Sequence[bytes], progress: Callable[[str], None]) -> Frame:

@@ -33,6 +33,7 @@ def main() -> None:
     from services.trainer import tasks
     from services.trainer.frames import read_frame, write_frame
 
+    tasks.warm_up()
     write_frame(answers, {"ready": True})
     while True:
         try:
