@@ -212,7 +212,6 @@ def _model_row(version: ModelVersion, metrics: list[str]) -> dict[str, Any]:
         "model": version.name,
         "version": version.version,
         "view": version.view,
-        "task": version.task.replace("_", " "),
         "train_rows": version.train_rows,
         **{name: version.metrics.get(name) for name in metrics},
         "aliases": version.aliases,

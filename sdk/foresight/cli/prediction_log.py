@@ -63,10 +63,10 @@ def predictions(
         line = f"[green]✓[/] {found.num_rows:,} predictions in {output}"
         show(as_json, {"rows": found.num_rows, "output": str(output)}, line)
         return
-    rows = json_rows(found)
+    rows = found.to_pylist()
     # A screen is too narrow for the features, and for who asked when.
     drawn = [{"prediction_id": row["prediction_id"], **_without_features(row, keys)} for row in rows]
-    show(as_json, rows, table(drawn, "no predictions in this selection"))
+    show(as_json, json_rows(found), table(drawn, "no predictions in this selection"))
     if rows and not as_json:
         note(f"the last {len(rows):,} of {total:,}; --output and --json have the features too, --limit says how many")
 

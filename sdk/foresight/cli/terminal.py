@@ -15,17 +15,21 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
+from rich.text import Text
 
 from foresight.client import Column, ForesightError, InvalidValue, VersionRef
 from foresight.client.frames import Progress
 
 # A pipe has no width: wide enough that no id or instant is cut.
 _PIPE_COLUMNS = 240
+_FOLDED_COLUMNS_MIN = 30
+_UNBOUNDED = 100_000
 _DONE = {
     "uploading": "uploaded",
     "downloading": "downloaded",
@@ -40,7 +44,7 @@ _DONE = {
 }
 
 
-def show(as_json: bool, data: Any, *lines: Any) -> None:
+def show(as_json: bool, data: Any, *lines: RenderableType) -> None:
     """Prints `data` as JSON, or else `lines`: rich renderables."""
     if as_json:
         sys.stdout.write(json.dumps(plain(data), ensure_ascii=False, indent=2) + "\n")
@@ -50,21 +54,46 @@ def show(as_json: bool, data: Any, *lines: Any) -> None:
         console.print(line)
 
 
-def table(rows: Sequence[Mapping[str, Any]], empty: str) -> Any:
-    """A table with a column per key of the first row; `empty` says what to do when there are none."""
-    if not rows:
-        return f"[dim]{escape(empty)}[/]"
-    drawn = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    for name in rows[0]:
-        numeric = all(isinstance(row[name], int | float | None) and not isinstance(row[name], bool) for row in rows)
-        # Half an id or half an instant is of no use.
-        whole = numeric or name.endswith(("_id", "_at", "_time")) or name == "incarnation"
-        drawn.add_column(
-            escape(name.replace("_", " ")), justify="right" if numeric else "left", no_wrap=whole, overflow="fold"
-        )
-    for row in rows:
-        drawn.add_row(*(_cell(value) for value in row.values()))
-    return drawn
+def table(rows: Sequence[Mapping[str, Any]], empty: str) -> RenderableType:
+    """A table with a column per key of the first row; `empty` says what to do when there are none.
+
+    Lists may fold; everything else stays whole, and where that is too wide there is a block of lines per row instead.
+    """
+    return _Rows(rows) if rows else f"[dim]{escape(empty)}[/]"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Rows:
+    """Rows that look at the width they are given before they choose their form."""
+
+    rows: Sequence[Mapping[str, Any]]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        drawn = self._as_table()
+        needed = Measurement.get(console, options.update(max_width=_UNBOUNDED), drawn).minimum
+        yield drawn if needed <= options.max_width else self._as_blocks()
+
+    def _as_table(self) -> Table:
+        drawn = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+        for name in self.rows[0]:
+            values = [row[name] for row in self.rows]
+            numeric = all(isinstance(value, int | float | None) and not isinstance(value, bool) for value in values)
+            # Lists may fold, down to a width that can still be read.
+            longest = max(_width(text) for text in (_head(name), *map(_cell, values)))
+            width = min(longest, _FOLDED_COLUMNS_MIN) if any(map(_is_list, values)) else longest
+            drawn.add_column(_head(name), justify="right" if numeric else "left", min_width=width, overflow="fold")
+        for row in self.rows:
+            drawn.add_row(*(_cell(value) for value in row.values()))
+        return drawn
+
+    def _as_blocks(self) -> Table:
+        drawn = Table.grid("", "", padding=(0, 3, 0, 0))
+        for position, row in enumerate(self.rows):
+            if position:
+                drawn.add_row()
+            for name, value in row.items():
+                drawn.add_row(f"[bold]{_head(name)}[/]", _cell(value))
+        return drawn
 
 
 def plain(value: Any) -> Any:
@@ -98,7 +127,7 @@ def instant(value: datetime) -> str:
 def report_error(error: ForesightError | InvalidValue) -> None:
     """One red line on stderr; several violations follow it, one line each."""
     console = Console(stderr=True, highlight=False, soft_wrap=True)
-    console.print(f"[bold red]error:[/] {escape(str(error))}" if len(error.violations) < 2 else _head(error))
+    console.print(f"[bold red]error:[/] {escape(str(error))}" if len(error.violations) < 2 else _summary(error))
     for violation in error.violations if len(error.violations) > 1 else ():
         console.print(f"  [red]{escape(violation.field)}[/] {escape(violation.description)}")
 
@@ -140,13 +169,11 @@ def working(totals: Mapping[str, int] | None = None) -> Iterator[Progress]:
 def _finish(bars: Bars, stages: Mapping[str, TaskID]) -> None:
     """Marks the stages before a new one as done."""
     for stage, task in stages.items():
-        state = next(t for t in bars.tasks if t.id == task)
-        if not state.finished:
-            done = max(state.completed, 1)
-            bars.update(task, description=_DONE.get(stage, stage), total=done, completed=done)
+        done = max(next(t.completed for t in bars.tasks if t.id == task), 1)
+        bars.update(task, description=_DONE.get(stage, stage), total=done, completed=done)
 
 
-def _head(error: ForesightError | InvalidValue) -> str:
+def _summary(error: ForesightError | InvalidValue) -> str:
     kind = "the request is wrong" if error.violations else str(error)
     return f"[bold red]error:[/] {kind} in {len(error.violations)} places"
 
@@ -162,9 +189,21 @@ def _cell(value: Any) -> str:
         case float():
             return f"{value:.4g}"
         case datetime():
-            return instant(value)
+            return value.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
         case enum.Enum():
             return value.name.lower()
-        case list() | tuple() if not isinstance(value, VersionRef):
-            return escape(", ".join(str(inner) for inner in value)) or "[dim]—[/]"
+    if _is_list(value):
+        return escape(", ".join(str(inner) for inner in value)) or "[dim]—[/]"
     return escape(str(value))
+
+
+def _width(markup: str) -> int:
+    return Text.from_markup(markup).cell_len
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list | tuple) and not isinstance(value, VersionRef)
+
+
+def _head(name: str) -> str:
+    return escape(name.replace("_", " "))

@@ -22,6 +22,7 @@ from foresight.values import DataType, Field, InvalidValue
 from foresight.wire import arrow_type
 
 Output = Literal["pandas", "polars", "arrow"]
+# Hears a stage and its rows so far, perhaps from another thread than the caller's.
 Progress = Callable[[str, int], None]
 
 EVENT_TIME = Field("event_time", DataType.TIMESTAMP)

@@ -194,7 +194,7 @@ class PredictionCalls(Calls):
         )
         label = described.label
         try:
-            outcomes = read_rows(self._connection, request, progress, timeout_s)
+            outcomes = read_rows(self._connection, request, None, timeout_s)
         except NotFound:
             outcomes = pa.table(
                 {

@@ -68,6 +68,25 @@ def test_ids_and_instants_are_never_cut() -> None:
     assert "2013-03-01T12:00:00Z" in drawn
 
 
+def test_what_does_not_fit_becomes_a_block_of_lines_per_row() -> None:
+    row = {"prediction_id": "a" * 30, "probability": 0.25, "model": "delays v1"}
+    rows = [{**row, "late": True}, {**row, "late": None}]
+    assert len(_drawn(table(rows, ""), width=80).splitlines()) == 4
+    narrow = _drawn(table(rows, ""), width=50).split("\n")
+    assert [line.split() for line in narrow[:5]] == [
+        ["prediction", "id", "a" * 30],
+        ["probability", "0.25"],
+        ["model", "delays", "v1"],
+        ["late", "yes"],
+        [],
+    ]
+
+
+def test_lists_fold_before_a_table_gives_up() -> None:
+    drawn = _drawn(table([{"name": "weather", "features": ["wind float64"] * 6}], ""), width=40)
+    assert drawn.splitlines()[0].split() == ["name", "features"]
+
+
 def test_cells_show_what_people_read() -> None:
     row = {
         "n": 1234567,
