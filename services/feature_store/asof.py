@@ -11,6 +11,7 @@ the row that is valid, and an ASOF join on effective time finds it.
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from services.runtime.errors import LimitExceeded
+from services.runtime.threads import in_thread
 
 THREADS = 2
 MEMORY_MAX = "4GB"
@@ -56,8 +58,8 @@ class AsOfHistory(AsOfSide):
 class AsOfEngine(Protocol):
     """Chooses rows as of times."""
 
-    def choose(self, spine: AsOfSide, history: AsOfHistory, *, strict: bool, known_by: bool) -> NDArray[np.int64]:
-        """The position in `history` of the row that each spine row sees, (n,) int64; -1 for none. Blocks."""
+    async def choose(self, spine: AsOfSide, history: AsOfHistory, *, strict: bool, known_by: bool) -> NDArray[np.int64]:
+        """The position in `history` of the row that each spine row sees, (n,) int64; -1 for none."""
         ...
 
 
@@ -67,11 +69,22 @@ class DuckDbAsOf:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._opening = threading.Lock()
-        self._permits = threading.Semaphore(JOINS_MAX)
+        self._permits = asyncio.Semaphore(JOINS_MAX)
         self._database: Any = None
 
-    def choose(self, spine: AsOfSide, history: AsOfHistory, *, strict: bool, known_by: bool) -> NDArray[np.int64]:
-        """See `AsOfEngine.choose`."""
+    async def choose(self, spine: AsOfSide, history: AsOfHistory, *, strict: bool, known_by: bool) -> NDArray[np.int64]:
+        """See `AsOfEngine.choose`. Waits while JOINS_MAX others run."""
+        async with self._permits:
+            return await in_thread(self._choose, spine, history, strict, known_by)
+
+    def close(self) -> None:
+        """Frees the engine's memory."""
+        with self._opening:
+            if self._database is not None:
+                self._database.close()
+                self._database = None
+
+    def _choose(self, spine: AsOfSide, history: AsOfHistory, strict: bool, known_by: bool) -> NDArray[np.int64]:
         chosen = np.full(len(spine.times), -1, np.int64)
         if not len(spine.times) or not len(history.times):
             return chosen
@@ -92,18 +105,11 @@ class DuckDbAsOf:
         chosen[found["row"]] = order[found["rank"]]
         return chosen
 
-    def close(self) -> None:
-        """Frees the engine's memory."""
-        with self._opening:
-            if self._database is not None:
-                self._database.close()
-                self._database = None
-
     def _run(self, statement: str, spine: pa.Table, history: pa.Table) -> dict[str, NDArray[Any]]:
         # Takes a tenth of a second that a start-up should not wait for.
         import duckdb
 
-        with self._permits, self._connection() as connection:
+        with self._connection() as connection:
             connection.register("spine", spine)
             connection.register("history", history)
             try:

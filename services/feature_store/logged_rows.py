@@ -44,25 +44,11 @@ class LoggedRows:
         outcomes = await self._group(view, OUTCOMES)
         until = EventTimes(None, selection.observed_by, inclusive=True)
         observed = await self._histories.history(outcomes, [view.label.name], watermark, until)
-        return await in_thread(self._labelled, view, logged.combine_chunks(), observed, selection)
-
-    async def _group(self, view: FeatureView, kind: str) -> StoredGroup:
-        try:
-            return await self._registry.group(Reference(group_name(kind, view.name, view.version)))
-        except NotFound:
-            raise FailedPrecondition(
-                f"no {'predictions' if kind == PREDICTIONS else 'outcomes'} of {view.name} version {view.version} "
-                "were reingested yet"
-            ) from None
-
-    def _labelled(
-        self, view: FeatureView, logged: pa.Table, observed: pa.Table, selection: LoggedSelection
-    ) -> dict[str, pa.Array]:
-        ids = one_array(logged[PREDICTION_ID])
-        at = np.full(len(ids), micros_from_instant(selection.observed_by), np.int64)
+        logged = logged.combine_chunks()
         # The latest outcome per prediction as of `observed_by` is an as-of join like any other.
-        chosen = self._engine.choose(
-            AsOfSide((ids,), at),
+        at = np.full(logged.num_rows, micros_from_instant(selection.observed_by), np.int64)
+        chosen = await self._engine.choose(
+            AsOfSide((one_array(logged[PREDICTION_ID]),), at),
             AsOfHistory(
                 keys=(one_array(observed[PREDICTION_ID]),),
                 times=np.asarray(one_array(observed["event_time"]).cast(pa.int64())),
@@ -73,20 +59,35 @@ class LoggedRows:
             known_by=False,
         )
         labels = one_array(observed[view.label.name]).take(pa.array(chosen, mask=chosen < 0))
-        kept = pa.array(np.flatnonzero(np.asarray(labels.is_valid())))
-        order = pc.sort_indices(
-            pa.table({"event_time": logged["event_time"].take(kept), "id": ids.take(kept)}),
-            sort_keys=[("event_time", "ascending"), ("id", "ascending")],
-        )
-        rows = kept.take(order)
-        columns = {PREDICTION_ID: ids.take(rows)}
-        for field in view.entity_keys:
-            columns[field.name] = _typed(logged, field.name, arrow_type(field), rows)
-        columns["event_time"] = one_array(logged["event_time"]).take(rows)
-        for field in view.features:
-            columns[field.name] = _typed(logged, field.name, arrow_type(field), rows)
-        columns[view.label.name] = labels.take(rows)
-        return columns
+        return await in_thread(_labelled, view, logged, labels)
+
+    async def _group(self, view: FeatureView, kind: str) -> StoredGroup:
+        try:
+            return await self._registry.group(Reference(group_name(kind, view.name, view.version)))
+        except NotFound:
+            raise FailedPrecondition(
+                f"no {'predictions' if kind == PREDICTIONS else 'outcomes'} of {view.name} version {view.version} "
+                "were reingested yet"
+            ) from None
+
+
+def _labelled(view: FeatureView, logged: pa.Table, labels: pa.Array) -> dict[str, pa.Array]:
+    """The rows that have a label, by event time and id."""
+    ids = one_array(logged[PREDICTION_ID])
+    kept = pa.array(np.flatnonzero(np.asarray(labels.is_valid())))
+    order = pc.sort_indices(
+        pa.table({"event_time": logged["event_time"].take(kept), "id": ids.take(kept)}),
+        sort_keys=[("event_time", "ascending"), ("id", "ascending")],
+    )
+    rows = kept.take(order)
+    columns = {PREDICTION_ID: ids.take(rows)}
+    for field in view.entity_keys:
+        columns[field.name] = _typed(logged, field.name, arrow_type(field), rows)
+    columns["event_time"] = one_array(logged["event_time"]).take(rows)
+    for field in view.features:
+        columns[field.name] = _typed(logged, field.name, arrow_type(field), rows)
+    columns[view.label.name] = labels.take(rows)
+    return columns
 
 
 def _typed(table: pa.Table, name: str, type: pa.DataType, rows: pa.Array) -> pa.Array:

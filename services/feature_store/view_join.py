@@ -56,8 +56,12 @@ class ViewJoin:
             history = await self._histories.history(
                 source.group, source.names_in_group, watermark, reach(source, times)
             )
-            keys = [one_array(table[plan.view.entity_keys[position].name]) for position in source.key_positions]
-            features |= await in_thread(self._choose, source, keys, times, history, known_by)
+            keys = tuple(one_array(table[plan.view.entity_keys[i].name]) for i in source.key_positions)
+            candidates = await in_thread(_candidates, source, history)
+            chosen = await self._engine.choose(
+                AsOfSide(keys, times), candidates, strict=source.strict, known_by=known_by
+            )
+            features |= await in_thread(_values, source, times, history, candidates, chosen)
         for field in plan.view.request_features:
             features[field.name] = one_array(table[field.name])
         if plan.view.transforms:
@@ -66,30 +70,6 @@ class ViewJoin:
         apart = {*features, plan.view.label.name}
         others = {name: one_array(table[name]) for name in table.column_names if name not in apart}
         return Joined(others, {f.name: features[f.name] for f in plan.view.features}, label)
-
-    def _choose(
-        self, source: SourcePlan, keys: list[pa.Array], times: NDArray[np.int64], history: pa.Table, known_by: bool
-    ) -> dict[str, pa.Array]:
-        """The source's features, one value per spine row."""
-        event_times = np.asarray(one_array(history["event_time"]).cast(pa.int64()))
-        candidates = AsOfHistory(
-            keys=tuple(one_array(history[key.name]) for key in source.group.group.entity_keys),
-            times=event_times,
-            commits=np.asarray(one_array(history["commit"])),
-            known_at=np.asarray(one_array(history["known_at"]).cast(pa.int64())),
-        )
-        chosen = self._engine.choose(AsOfSide(tuple(keys), times), candidates, strict=source.strict, known_by=known_by)
-        found = np.flatnonzero(chosen >= 0)
-        rows = chosen[found]
-        gone = one_array(history["deleted"]).to_numpy(zero_copy_only=False)[rows]
-        if source.max_age_us is not None:
-            gone = gone | (times[found] - event_times[rows] > source.max_age_us)
-        chosen[found[gone]] = -1
-        index = pa.array(chosen, mask=chosen < 0)
-        return {
-            field.name: _filled(one_array(history[name]).take(index), field, default)
-            for name, field, default in zip(source.names_in_group, source.fields, source.defaults, strict=True)
-        }
 
     def _transform(self, view: FeatureView, table: pa.Table, features: dict[str, pa.Array]) -> dict[str, pa.Array]:
         """The outputs of the view's transforms."""
@@ -107,6 +87,38 @@ class ViewJoin:
         except Exception as error:
             raise FailedPrecondition(f"a transform of {view.name} failed: {type(error).__name__}: {error}") from error
         return {column.name: column_to_arrow(column) for column in columns}
+
+
+def _candidates(source: SourcePlan, history: pa.Table) -> AsOfHistory:
+    """The rows of a source to choose from."""
+    return AsOfHistory(
+        keys=tuple(one_array(history[key.name]) for key in source.group.group.entity_keys),
+        times=np.asarray(one_array(history["event_time"]).cast(pa.int64())),
+        commits=np.asarray(one_array(history["commit"])),
+        known_at=np.asarray(one_array(history["known_at"]).cast(pa.int64())),
+    )
+
+
+def _values(
+    source: SourcePlan,
+    times: NDArray[np.int64],
+    history: pa.Table,
+    candidates: AsOfHistory,
+    chosen: NDArray[np.int64],
+) -> dict[str, pa.Array]:
+    """The source's features, one value per spine row; a tombstone or a row that is too old gives none."""
+    found = np.flatnonzero(chosen >= 0)
+    rows = chosen[found]
+    gone = one_array(history["deleted"]).to_numpy(zero_copy_only=False)[rows]
+    if source.max_age_us is not None:
+        gone = gone | (times[found] - candidates.times[rows] > source.max_age_us)
+    chosen = chosen.copy()
+    chosen[found[gone]] = -1
+    index = pa.array(chosen, mask=chosen < 0)
+    return {
+        field.name: _filled(one_array(history[name]).take(index), field, default)
+        for name, field, default in zip(source.names_in_group, source.fields, source.defaults, strict=True)
+    }
 
 
 def reach(source: SourcePlan, times: NDArray[np.int64]) -> EventTimes:

@@ -21,6 +21,8 @@ from foresight.values.names import check_name, check_text
 
 KEYS_MAX = 8
 FEATURES_MAX = 512
+# A log-derived group holds a view's features, its entity keys, and the outputs and origin of predictions.
+DERIVED_FEATURES_MAX = 1_500
 SOURCES_MAX = 32
 REQUEST_FEATURES_MAX = 256
 TRANSFORMS_MAX = 64
@@ -57,7 +59,7 @@ class FeatureGroup:
         check_name(self.name, "name", reserved=self.derived)
         check_text(self.description, "description")
         _check_count(self.entity_keys, "entity_keys", 1, KEYS_MAX)
-        _check_count(self.features, "features", 1, FEATURES_MAX)
+        _check_count(self.features, "features", 1, DERIVED_FEATURES_MAX if self.derived else FEATURES_MAX)
         for key in self.entity_keys:
             if key.type not in KEY_TYPES:
                 raise InvalidValue("entity_keys", f"{key.name} is {key.type.value}; keys are int64, string or bool")

@@ -19,6 +19,7 @@ from foresight.values import (
     ViewFeature,
     ViewSource,
 )
+from services.feature_store.log_groups import predictions_group
 from services.feature_store.registry import derive_view
 from services.feature_store.specs import dump_group, dump_view, load_group, load_view
 
@@ -127,3 +128,11 @@ def test_content_survives_being_stored() -> None:
     assert loaded.sources[0].max_age == timedelta(days=2, microseconds=1)
     assert (loaded.version, loaded.created_at) == (3, NOW)
     assert load_group("weather", 4, NOW, dump_group(group)) == replace(group, created_at=NOW)
+
+
+def test_the_widest_view_has_room_in_its_log_group() -> None:
+    """Features, keys, origin and outputs together are more than an ordinary group may have."""
+    wide = replace(WEATHER, features=tuple(Field(f"f{i}", DataType.INT64) for i in range(512)))
+    view = derive_view(FeatureView("judged", LABEL, (source("weather", *(f.name for f in wide.features)),)), [wide])
+    group = predictions_group(view, [], None)
+    assert len(group.features) == 512 + 1 + 5
