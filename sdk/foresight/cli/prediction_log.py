@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,7 +14,7 @@ from foresight.cli.files import json_rows, write_file
 from foresight.cli.terminal import note, show, table, working
 
 PANEL = "Log"
-SHOWN_ROWS = 20
+SHOWN_ROWS = 10
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -43,7 +43,6 @@ def predictions(
 ) -> None:
     """Read predictions with their features, outputs and outcomes, in the order of the log."""
     with open_client(state) as client, working() as progress:
-        keys = [key.name for key in client.view(view, version).entity_keys]
         found = client.predictions(
             deployment or None,
             view=view,
@@ -63,12 +62,10 @@ def predictions(
         line = f"[green]✓[/] {found.num_rows:,} predictions in {output}"
         show(as_json, {"rows": found.num_rows, "output": str(output)}, line)
         return
-    rows = found.to_pylist()
-    # A screen is too narrow for the features, and for who asked when.
-    drawn = [{"prediction_id": row["prediction_id"], **_without_features(row, keys)} for row in rows]
-    show(as_json, json_rows(found), table(drawn, "no predictions in this selection"))
-    if rows and not as_json:
-        note(f"the last {len(rows):,} of {total:,}; --output and --json have the features too, --limit says how many")
+    rows = [_for_people(row) for row in found.to_pylist()]
+    show(as_json, json_rows(found), table(rows, "no predictions in this selection"))
+    if found.num_rows < total and not as_json:
+        note(f"the last {found.num_rows:,} of {total:,}; --limit says how many, --output writes them to a file")
 
 
 def ledger(state: State = None, as_json: Json = False) -> None:
@@ -93,17 +90,14 @@ def ledger(state: State = None, as_json: Json = False) -> None:
         raise typer.Exit(1)
 
 
-def _without_features(row: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
-    """Keys, outputs and outcome of a prediction from the log; label and `observed_at` are its last columns."""
-    label, observed_at = list(row)[-2:]
-    outputs = {name.removeprefix("prediction_"): row[name] for name in row if name.startswith("prediction_")}
-    outputs.pop("id")
-    return {
-        "event_time": row["event_time"],
-        "deployment": row["log_deployment"],
-        "model": f"{row['log_model']} v{row['log_model_version']}",
-        **{key: row[key] for key in keys},
-        **{f"predicted_{name}": value for name, value in outputs.items()},
-        label: row[label],
-        observed_at: row[observed_at],
-    }
+def _for_people(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A prediction of the log without who asked and when it was served, and with the model in one column."""
+    shown: dict[str, Any] = {}
+    for name, value in row.items():
+        if name == "log_model":
+            shown["model"] = f"{value} v{row['log_model_version']}"
+        elif name == "log_deployment":
+            shown["deployment"] = value
+        elif not name.startswith("log_"):
+            shown[name] = value
+    return shown

@@ -321,8 +321,9 @@ def test_predictions_are_shown_or_written_with_their_outcomes(
     deployed.on("ReadFeatures", read)
     shown = run("predictions", "delays", "--deployment", "live")
     assert "id-29" in shown.stdout
-    assert "id-9 " not in shown.stdout
-    assert "the last 20 of 30" in shown.stderr
+    assert "id-19 " not in shown.stdout
+    assert "1.5" in shown.stdout
+    assert "the last 10 of 30" in shown.stderr
     [only] = _json(run("predictions", "delays", "--limit", 1, "--json"))
     assert (only["prediction_id"], only["wind"], only["late"]) == ("id-29", 1.5, None)
     output = tmp_path / "log.jsonl"
