@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import os
 import tempfile
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Protocol
@@ -18,7 +19,9 @@ log = structlog.get_logger()
 
 ARTIFACT_BYTES_MAX = 512 << 20
 ARTIFACTS_MAX = 256
+LEFTOVER_AGE_S = 3_600
 _SUFFIX = ".onnx"
+_TEMPORARY = ".new-"
 _HEX = frozenset("0123456789abcdef")
 
 
@@ -36,7 +39,7 @@ class ArtifactCache:
     def __init__(self, folder: Path, source: ArtifactSource) -> None:
         self._folder = folder
         self._source = source
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_cache_folder(folder)
 
     async def fetch(self, sha256: str) -> bytes:
         """The artifact with this digest, from the folder or else from the source.
@@ -88,9 +91,18 @@ class ArtifactCache:
             path.unlink(missing_ok=True)
 
 
+def make_cache_folder(folder: Path) -> None:
+    """Makes the folder, and clears what a process that died in `write_atomically` left in it. Raises OSError."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for path in folder.glob(f"{_TEMPORARY}*"):
+        # Another replica may be writing a fresh one at this moment.
+        if time.time() - path.stat().st_mtime > LEFTOVER_AGE_S:
+            path.unlink(missing_ok=True)
+
+
 def write_atomically(path: Path, data: bytes) -> None:
     """Replaces a file by one of mode 0600; readers see the old or the new bytes, whole. Raises OSError."""
-    fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=".")
+    fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=_TEMPORARY)
     try:
         with os.fdopen(fd, "wb") as file:
             file.write(data)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import structlog
 
-from services.predictor.artifacts import write_atomically
+from services.predictor.artifacts import make_cache_folder, write_atomically
 
 log = structlog.get_logger()
 
@@ -26,7 +26,7 @@ class ServingFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_cache_folder(path.parent)
 
     def write(self, sections: Sequence[bytes]) -> None:
         """Replaces the file; a full disk is logged and leaves the old one."""

@@ -74,6 +74,9 @@ class Shipper:
             try:
                 while await self._ship_next():
                     pause = BACKOFF_MIN_S
+                    if self._written.is_set():
+                        await asyncio.sleep(self._gather_s)
+                        self._written.clear()
             except Exception as error:  # A supervised loop: records stay in the spool and are tried again
                 self._written.set()
                 if isinstance(error, ServiceError):

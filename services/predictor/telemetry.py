@@ -45,6 +45,7 @@ class Telemetry:
         )
         # Bound once: finding a child by its labels costs more than the observation.
         self._stages = {stage: stages.labels(stage) for stage in STAGES}
+        self._answered: dict[str, Counter] = {}
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -55,7 +56,10 @@ class Telemetry:
 
     def answered(self, deployment: str, rows: int) -> None:
         """Counts predictions that were recorded and answered."""
-        self._predictions.labels(deployment, "answered").inc(rows)
+        counter = self._answered.get(deployment)
+        if counter is None:
+            counter = self._answered[deployment] = self._predictions.labels(deployment, "answered")
+        counter.inc(rows)
 
     def failed(self, deployment: str, error: BaseException) -> None:
         """Counts a request that got no answer."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -82,6 +83,15 @@ async def test_the_folder_of_artifacts_is_bounded(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == ARTIFACTS_MAX
     assert await cache.fetch(digest) == b"new"
     assert source.downloads == 1
+
+
+def test_what_a_killed_writer_left_is_cleared(tmp_path: Path) -> None:
+    """Old leftovers go; one that may still be written to, and everything else, stays."""
+    for name in (".new-old", ".new-fresh", "kept.onnx"):
+        (tmp_path / name).write_bytes(b"x")
+    os.utime(tmp_path / ".new-old", (0, 0))
+    ArtifactCache(tmp_path, Source())
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".new-fresh", "kept.onnx"]
 
 
 async def test_views_are_fetched_once_and_bounded() -> None:
