@@ -33,9 +33,9 @@ FOLLOW_S = 0.05
 # What is applied in one transaction of the store: at least one commit, else at most so much.
 BATCH_COMMITS = 256
 BATCH_ROWS = 500_000
-# What local writes hand over at most, in commits and rows each; the rest is read from the database.
+# What local writes hand over at most, all together; the rest is read from the database.
 AT_HAND_COMMITS = 64
-AT_HAND_ROWS = 20_000
+AT_HAND_ROWS = 1_000_000
 
 
 class PublishedCommits(Protocol):
@@ -111,7 +111,8 @@ class Applier:
 
     def hand_over(self, commit: Commit, staged: StagedRows) -> None:
         """Gives the rows of a commit that this process just published, which need not be read again then."""
-        if commit.rows > AT_HAND_ROWS or len(self._at_hand) >= AT_HAND_COMMITS:
+        held = sum(rows.rows.num_rows for rows in self._at_hand.values())
+        if held + commit.rows > AT_HAND_ROWS or len(self._at_hand) >= AT_HAND_COMMITS:
             return
         rows = staged.rows.append_column("commit", pa.array(np.full(commit.rows, commit.number, np.int64)))
         if "deleted" not in rows.column_names:
