@@ -68,18 +68,15 @@ async def running_stack(options: StackOptions, report: Report) -> AsyncIterator[
         try:
             ports = choose_ports(options.gateway_port, options.metrics_port, METRICS)
             stack = Stack(options, ports, run_folder)
-            supervisor = Supervisor(stack.programs(), state.logs, report, stack.record)
-            async with asyncio.TaskGroup() as group:
-                chores = [group.create_task(keep_bounded(state.logs)), group.create_task(stack.keep_certificates())]
-                try:
-                    await supervisor.start()
-                    write_json(state.connection, stack.connection())
-                    yield supervisor
-                finally:
-                    state.connection.unlink(missing_ok=True)
-                    for chore in chores:
-                        chore.cancel()
-                    await supervisor.stop()
+            chores = [lambda: keep_bounded(state.logs), stack.keep_certificates]
+            supervisor = Supervisor(stack.programs(), state.logs, report, stack.record, chores)
+            await supervisor.start()
+            try:
+                write_json(state.connection, stack.connection())
+                yield supervisor
+            finally:
+                state.connection.unlink(missing_ok=True)
+                await supervisor.stop()
         finally:
             state.run.unlink(missing_ok=True)
             shutil.rmtree(run_folder, ignore_errors=True)
@@ -232,5 +229,7 @@ def _environment() -> dict[str, str]:
 
 
 def _made(folder: Path) -> str:
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # The mode of `mkdir` is not for parents that it makes.
+    for each in (folder.parent, folder):
+        each.mkdir(mode=0o700, exist_ok=True)
     return str(folder)

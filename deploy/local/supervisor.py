@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 
 from deploy.local.log_files import tail
@@ -19,7 +19,10 @@ TAIL_LINES = 8
 
 
 class Supervisor:
-    """Keeps programs running. `report` gets one line for everything that a person should know."""
+    """Keeps programs running. `report` gets one line for everything that a person should know.
+
+    `chores` are what else has to go on meanwhile; they never return.
+    """
 
     def __init__(
         self,
@@ -27,6 +30,7 @@ class Supervisor:
         log_folder: Path,
         report: Callable[[str], None],
         on_change: Callable[[Sequence[Status]], None],
+        chores: Sequence[Callable[[], Coroutine[None, None, None]]] = (),
         start_timeout_s: float = START_TIMEOUT_S,
     ) -> None:
         self._log_folder = log_folder
@@ -37,7 +41,8 @@ class Supervisor:
             unknown = {*program.needs, *program.waits_for} - set(self._keepers)
             if unknown:
                 raise ValueError(f"{program.name} needs {', '.join(sorted(unknown))}, which is not among the programs")
-        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._chores = chores
+        self._tasks: list[asyncio.Task[None]] = []
         self._starting_up = True
 
     @property
@@ -51,11 +56,12 @@ class Supervisor:
 
     async def start(self) -> None:
         """Starts everything and returns once all are ready. Raises StackError, and then nothing runs any more."""
-        self._tasks = {name: asyncio.create_task(self._run(keeper)) for name, keeper in self._keepers.items()}
+        self._tasks = [asyncio.create_task(self._run(keeper)) for keeper in self._keepers.values()]
+        self._tasks += [asyncio.create_task(chore()) for chore in self._chores]
         ready = asyncio.create_task(self._all_ready())
         try:
             async with asyncio.timeout(self._start_timeout_s):
-                await asyncio.wait([ready, *self._tasks.values()], return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait([ready, *self._tasks], return_when=asyncio.FIRST_COMPLETED)
             if not ready.done():
                 self._raise_failure()
             self._starting_up = False
@@ -74,15 +80,15 @@ class Supervisor:
                 await ready
 
     async def run(self) -> None:
-        """Goes on until cancelled; raises when a program can no longer be kept, which is a bug."""
-        await asyncio.wait(self._tasks.values(), return_when=asyncio.FIRST_COMPLETED)
+        """Goes on until cancelled; raises when a program or a chore can no longer go on, which is a bug."""
+        await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
         self._raise_failure()
 
     async def stop(self) -> None:
         """Stops everything: each program once those that need it have ended. When cancelled, kills them at once."""
-        for task in self._tasks.values():
+        for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         stopped = {name: asyncio.Event() for name in self._keepers}
 
         async def stop_one(keeper: Keeper) -> None:
@@ -119,7 +125,7 @@ class Supervisor:
             await keeper.first_ready.wait()
 
     def _raise_failure(self) -> None:
-        for task in self._tasks.values():
+        for task in self._tasks:
             if task.done():
                 try:
                     task.result()

@@ -48,6 +48,8 @@ def test_ctrl_c_leaves_nothing(state: Path) -> None:
     up.send_signal(signal.SIGINT)
     out, err = up.communicate(timeout=60)
     assert up.returncode == 0, err
+    assert "did not stop in time" not in err
+    assert "starts again" not in err
     assert json.loads(out) == seen["connection"]
     assert alive(pids) == []
     assert not Path(seen["connection"]["run_folder"]).exists()
@@ -106,3 +108,15 @@ with LocalStack(Path({str(state)!r}), gateway_port=0, metrics_port=0) as stack:
         assert len(pids) > 7
         owner.kill()
     eventually(lambda: alive(pids) == [])
+
+
+def test_a_state_of_another_postgresql_is_refused_and_nothing_is_left(state: Path) -> None:
+    (state / "postgres").mkdir()
+    (state / "postgres" / "PG_VERSION").write_text("17\n")
+    for detach in ([], ["--detach"]):
+        refused = foresight(state, "up", *FREE_PORTS, *detach)
+        assert refused.returncode == 1
+        assert "belongs to PostgreSQL 17, not 18" in refused.stderr
+        assert "Traceback" not in refused.stderr
+    assert not (state / "run.json").exists()
+    assert (state / "postgres" / "PG_VERSION").read_text() == "17\n"

@@ -166,6 +166,6 @@ def test_tls_older_than_1_2_is_refused(rig: Rig) -> None:
     context.set_ciphers("ALL:@SECLEVEL=0")
     with (
         socket.create_connection(("localhost", rig.gateway.port), timeout=5) as plain,
-        pytest.raises(ssl.SSLError, match="(?i)protocol.version"),
+        pytest.raises(ssl.SSLError, match=r"(?i)protocol.version"),
     ):
         context.wrap_socket(plain, server_hostname="localhost")

@@ -66,7 +66,7 @@ class Stage:
         def remember(statuses: Sequence[Any]) -> None:
             self.pids |= {status.pid for status in statuses if status.pid}
 
-        return Supervisor(programs, self.folder, self.reports.append, remember, start_timeout_s)
+        return Supervisor(programs, self.folder, self.reports.append, remember, start_timeout_s=start_timeout_s)
 
     @property
     def events(self) -> list[str]:
