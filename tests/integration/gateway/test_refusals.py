@@ -11,10 +11,10 @@ from datetime import UTC, datetime, timedelta
 import grpc
 import pytest
 from cryptography.x509.oid import ExtendedKeyUsageOID
-from foresight.errors.v1 import errors_pb2
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
+from foresight.errors.v1 import errors_pb2
 from gateway.certificates import make_authority
 from gateway.policy import is_allowed
 from services.runtime.errors import PermissionDenied

@@ -5,9 +5,9 @@ from __future__ import annotations
 import base64
 
 import pytest
-from foresight.errors.v1 import errors_pb2
 from google.rpc import error_details_pb2, status_pb2
 
+from foresight.errors.v1 import errors_pb2
 from gateway.policy import APPLICATION, OPERATOR, is_allowed
 from gateway.refusals import REFUSALS, Refusal
 
