@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import structlog
 
-from foresight.wire import arrow_type
+from foresight.tables import arrow_type
 from services.feature_store.commits import Commit, PublishedCommit, StagedRows
 from services.feature_store.groups import StoredGroup
 from services.feature_store.metrics import FeatureStoreMetrics

@@ -10,10 +10,10 @@ from __future__ import annotations
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from foresight.tables import arrow_type
 from foresight.values import DataType, Field
 from foresight.values.instants import MICROS_MAX, MICROS_MIN
 from foresight.values.names import STRING_BYTES_MAX
-from foresight.wire import arrow_type
 
 EXACT_FLOAT_MAX = 2**53
 UTC_MICROS = pa.timestamp("us", "UTC")

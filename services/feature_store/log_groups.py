@@ -14,8 +14,8 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
+from foresight.tables import arrow_type
 from foresight.values import DataType, FeatureGroup, FeatureView, Field
-from foresight.wire import arrow_type
 from services.feature_store.groups import Reference
 
 PREDICTIONS, OUTCOMES = "log_predictions", "log_outcomes"

@@ -6,8 +6,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from foresight.tables import arrow_type
 from foresight.values import FeatureView, micros_from_instant
-from foresight.wire import arrow_type
 from services.feature_store.asof import AsOfEngine, AsOfHistory, AsOfSide
 from services.feature_store.conformance import one_array
 from services.feature_store.groups import Reference, StoredGroup

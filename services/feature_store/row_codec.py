@@ -19,8 +19,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from foresight.tables import arrow_type, column_from_arrow
 from foresight.values import Column, DataType, FeatureGroup
-from foresight.wire import arrow_type, column_from_arrow
 from services.feature_store.groups import StoredGroup
 from services.feature_store.online import FoundRow
 

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 
 import pyarrow as pa
 
-from foresight.wire import decode_table, encode_batches
+from foresight.tables import decode_table, encode_batches
 from services.feature_store.histories import BatchStream
 from services.feature_store.row_tables import TABLE_BYTES_MAX
 from services.runtime.errors import LimitExceeded

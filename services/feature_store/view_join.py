@@ -14,10 +14,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from foresight.tables import arrow_type, column_from_arrow, column_to_arrow
 from foresight.transforms import TransformSet, Untrusted
 from foresight.values import Column, FeatureView, Field
 from foresight.values.instants import EPOCH
-from foresight.wire import arrow_type, column_from_arrow, column_to_arrow
 from services.feature_store.asof import AsOfEngine, AsOfHistory, AsOfSide
 from services.feature_store.conformance import one_array
 from services.feature_store.histories import EventTimes, Histories

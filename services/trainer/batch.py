@@ -13,8 +13,8 @@ import numpy as np
 import pyarrow as pa
 
 from foresight.scoring import OnnxModel
+from foresight.tables import column_to_arrow
 from foresight.values import Column, DataType, FeatureView, micros_from_instant
-from foresight.wire import column_to_arrow
 from services.runtime.clock import Clock
 from services.runtime.database import Database
 from services.runtime.errors import AlreadyExists

@@ -11,9 +11,10 @@ import grpc
 import pyarrow as pa
 
 from foresight.feature_store.v1 import offline_pb2, offline_pb2_grpc, registry_pb2, registry_pb2_grpc
+from foresight.tables import decode_table, encode_table
 from foresight.types.v1 import types_pb2
 from foresight.values import FeatureView, InvalidValue
-from foresight.wire import decode_field, decode_table, decode_view, encode_instant, encode_table
+from foresight.wire import decode_field, decode_view, encode_instant
 from services.runtime.channel import translated
 from services.runtime.errors import DataLoss, LimitExceeded
 from services.trainer.feature_store import DatasetManifest

@@ -17,8 +17,8 @@ from sklearn.base import is_classifier
 from sklearn.utils._param_validation import InvalidParameterError
 
 from foresight.scoring import ModelTask, Signature, model_input
+from foresight.tables import column_from_arrow
 from foresight.values import Column, DataType, Field
-from foresight.wire import column_from_arrow
 from services.runtime.errors import FailedPrecondition
 from services.trainer.construction import build
 from services.trainer.conversion import Conversion, convert, parity_rows

@@ -10,8 +10,8 @@ from collections.abc import Iterable
 
 import pyarrow as pa
 
+from foresight.tables import arrow_type, column_from_arrow
 from foresight.values import Column, Field
-from foresight.wire import arrow_type, column_from_arrow
 from services.runtime.errors import FailedPrecondition
 
 

@@ -17,7 +17,7 @@ import typer
 
 from foresight.client import DataType, Field, InvalidValue
 from foresight.client.frames import to_table
-from foresight.wire import arrow_type
+from foresight.tables import arrow_type
 
 SUFFIXES = (".csv", ".parquet", ".jsonl")
 _MISSING = ["", "NA", "N/A", "NULL", "null", "NaN", "nan"]

@@ -18,18 +18,11 @@ from foresight.client.connection import READ_S, Calls, Connection
 from foresight.client.errors import InvalidArgument
 from foresight.client.frames import DELETED, EVENT_TIME, KNOWN_AT, Output, Progress, from_table, read_table, to_table
 from foresight.feature_store.v1 import offline_pb2, offline_pb2_grpc, registry_pb2, registry_pb2_grpc
+from foresight.tables import encode_table
 from foresight.transforms import source_sha256
 from foresight.types.v1 import types_pb2
 from foresight.values import FeatureGroup, FeatureView, Field, InvalidValue, Transform
-from foresight.wire import (
-    decode_group,
-    decode_instant,
-    decode_view,
-    encode_group,
-    encode_instant,
-    encode_table,
-    encode_view,
-)
+from foresight.wire import decode_group, decode_instant, decode_view, encode_group, encode_instant, encode_view
 
 Thing = TypeVar("Thing", FeatureGroup, FeatureView)
 # How long a client trusts what it knows of a group's columns, seconds; a write that is refused looks again at once.

@@ -18,8 +18,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from foresight.client.errors import DataLoss
+from foresight.tables import arrow_type
 from foresight.values import DataType, Field, InvalidValue
-from foresight.wire import arrow_type
 
 Output = Literal["pandas", "polars", "arrow"]
 # Hears a stage and its rows so far, perhaps from another thread than the caller's.

@@ -19,9 +19,10 @@ from foresight.client.rows import encode_rows
 from foresight.feature_store.v1 import offline_pb2
 from foresight.logger.v1 import prediction_log_pb2, prediction_log_pb2_grpc
 from foresight.predictor.v1 import prediction_pb2, prediction_pb2_grpc
+from foresight.tables import arrow_type
 from foresight.types.v1 import types_pb2
 from foresight.values import FeatureStatus
-from foresight.wire import arrow_type, decode_column, decode_instant
+from foresight.wire import decode_column, decode_instant
 
 _CAUSES = {1: "data", 2: "expiry", 3: "transform", 4: "model", 5: "type"}
 # Columns of every group that say nothing about a prediction.

@@ -18,10 +18,11 @@ import numpy as np
 import pyarrow as pa
 
 from foresight.client.frames import is_frame, to_table
+from foresight.tables import column_from_arrow
 from foresight.types.v1 import types_pb2
 from foresight.values import Column, DataType, Field, InvalidValue, micros_from_instant
 from foresight.values.errors import quoted
-from foresight.wire import column_from_arrow, encode_column
+from foresight.wire import encode_column
 
 _ARROW_TYPES: Sequence[tuple[Callable[[Any], bool], DataType]] = (
     (pa.types.is_int64, DataType.INT64),

@@ -13,35 +13,19 @@ from foresight.wire.features import (
     encode_view,
 )
 from foresight.wire.instants import decode_instant, decode_optional_instant, encode_instant
-from foresight.wire.tables import (
-    ARROW_CHUNK_BYTES,
-    arrow_type,
-    column_from_arrow,
-    column_to_arrow,
-    decode_table,
-    encode_batches,
-    encode_table,
-)
 
 __all__ = [
-    "ARROW_CHUNK_BYTES",
-    "arrow_type",
     "check_columns",
-    "column_from_arrow",
-    "column_to_arrow",
     "decode_column",
     "decode_columns",
     "decode_field",
     "decode_group",
     "decode_instant",
     "decode_optional_instant",
-    "decode_table",
     "decode_view",
-    "encode_batches",
     "encode_column",
     "encode_field",
     "encode_group",
     "encode_instant",
-    "encode_table",
     "encode_view",
 ]

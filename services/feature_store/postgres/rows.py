@@ -13,8 +13,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from foresight.tables import arrow_type
 from foresight.values import Field
-from foresight.wire import arrow_type
 from services.feature_store.groups import StoredGroup
 from services.feature_store.histories import BatchStream, EventTimes
 from services.feature_store.postgres.row_tables import physical_names, table_of

@@ -14,9 +14,9 @@ from typing import Any
 
 import pyarrow as pa
 
+from foresight.tables import arrow_type
 from foresight.transforms import TransformSet
 from foresight.values import Column, DataType, FeatureGroup, FeatureView, Field, ViewFeature, ViewSource
-from foresight.wire import arrow_type
 from services.feature_store.__main__ import MIGRATIONS
 from services.feature_store.applier import Applier, Lease
 from services.feature_store.asof import DuckDbAsOf

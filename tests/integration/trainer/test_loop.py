@@ -16,6 +16,7 @@ import pytest
 import pytest_asyncio
 
 from foresight.feature_store.v1 import offline_pb2, offline_pb2_grpc, registry_pb2, registry_pb2_grpc
+from foresight.tables import decode_table, encode_table
 from foresight.trainer.v1 import (
     batch_prediction_pb2,
     batch_prediction_pb2_grpc,
@@ -27,7 +28,7 @@ from foresight.trainer.v1 import (
     training_pb2_grpc,
 )
 from foresight.types.v1.types_pb2 import VersionRef
-from foresight.wire import decode_table, encode_field, encode_instant, encode_table, encode_view
+from foresight.wire import encode_field, encode_instant, encode_view
 from services.runtime.boundary import Boundary
 from services.runtime.channel import open_channel
 from services.runtime.metrics import Metrics

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from foresight.tables import arrow_type
 from foresight.values import Column, DataType, FeatureGroup, Field
-from foresight.wire import arrow_type
 from services.feature_store.groups import StoredGroup
 from services.feature_store.online import CommittedRows, FoundRow, KeyQuery, OnlineStore
 from services.feature_store.online_lmdb import LmdbOnlineStore

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from foresight.client.errors import DataLoss
 from foresight.client.frames import EVENT_TIME, from_table, read_table, to_table
+from foresight.tables import arrow_type, encode_table
 from foresight.values import DataType, Field, InvalidValue
-from foresight.wire import arrow_type, encode_table
 
 FIELDS = (
     Field("key", DataType.STRING),

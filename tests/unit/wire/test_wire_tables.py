@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foresight.values import Column, DataType, Field, InvalidValue
-from foresight.wire import (
+from foresight.tables import (
     ARROW_CHUNK_BYTES,
     arrow_type,
     column_from_arrow,
@@ -20,6 +19,7 @@ from foresight.wire import (
     encode_batches,
     encode_table,
 )
+from foresight.values import Column, DataType, Field, InvalidValue
 from tests.unit.values.columns import columns, same
 
 SMALL = pa.table({"key": ["a", None, "é"], "value": [1.5, None, -0.0]})

@@ -12,9 +12,7 @@ from foresight.client import (
 )
 from foresight.feature_store.v1 import registry_pb2
 from foresight.types.v1 import types_pb2
-from foresight.wire import (
-    encode_view,
-)
+from foresight.wire import encode_view
 
 NOON = datetime(2013, 3, 1, 12, tzinfo=UTC)
 HOUR = timedelta(hours=1)

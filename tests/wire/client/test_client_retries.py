@@ -24,9 +24,10 @@ from foresight.client import (
 from foresight.client.connection import Connection, Retry, Target
 from foresight.feature_store.v1 import offline_pb2, registry_pb2
 from foresight.predictor.v1 import prediction_pb2
+from foresight.tables import decode_table, encode_table
 from foresight.trainer.v1 import flywheel_pb2, model_registry_pb2, training_pb2
 from foresight.types.v1 import types_pb2
-from foresight.wire import decode_table, encode_group, encode_instant, encode_table
+from foresight.wire import encode_group, encode_instant
 from services.runtime import errors
 from tests.wire.client.conftest import Pauses
 from tests.wire.client.fake_foresight import FakeForesight, Gateway, pieces, tables

@@ -16,9 +16,10 @@ from foresight.cli.app import app
 from foresight.feature_store.v1 import offline_pb2, online_pb2, registry_pb2
 from foresight.logger.v1 import outcome_pb2, prediction_log_pb2
 from foresight.predictor.v1 import prediction_pb2
+from foresight.tables import decode_table, encode_table
 from foresight.trainer.v1 import batch_prediction_pb2, flywheel_pb2, model_registry_pb2, training_pb2
 from foresight.values import Column, DataType, InvalidValue, Violation
-from foresight.wire import decode_column, decode_table, encode_column, encode_group, encode_instant, encode_table
+from foresight.wire import decode_column, encode_column, encode_group, encode_instant
 from services.runtime import errors
 from tests.wire.client.delays import HOUR, NOON, WEATHER, described_view, ref
 from tests.wire.client.fake_foresight import FakeForesight, Gateway, pieces, tables

@@ -16,13 +16,8 @@ from foresight.client import (
     transform,
 )
 from foresight.feature_store.v1 import offline_pb2, registry_pb2
-from foresight.wire import (
-    decode_table,
-    encode_group,
-    encode_instant,
-    encode_table,
-    encode_view,
-)
+from foresight.tables import decode_table, encode_table
+from foresight.wire import encode_group, encode_instant, encode_view
 from tests.wire.client.delays import DELAYS, HOUR, LATE, NOON, ORIGIN, WEATHER, WIND, described_view, ref
 from tests.wire.client.fake_foresight import FakeForesight, pieces, tables
 

@@ -19,14 +19,11 @@ from foresight.client import (
 from foresight.client.estimators import decode_estimator
 from foresight.feature_store.v1 import offline_pb2
 from foresight.predictor.v1 import prediction_pb2
+from foresight.tables import decode_table
 from foresight.trainer.v1 import batch_prediction_pb2, model_registry_pb2, training_pb2
 from foresight.types.v1 import types_pb2
 from foresight.values import Column
-from foresight.wire import (
-    decode_table,
-    encode_column,
-    encode_instant,
-)
+from foresight.wire import encode_column, encode_instant
 from tests.wire.client.conftest import Pauses
 from tests.wire.client.delays import HOUR, LATE, NOON, described_view, ref
 from tests.wire.client.fake_foresight import FakeForesight, tables

@@ -18,13 +18,9 @@ from foresight.client import (
 from foresight.feature_store.v1 import offline_pb2, online_pb2
 from foresight.logger.v1 import outcome_pb2, prediction_log_pb2
 from foresight.predictor.v1 import prediction_pb2
+from foresight.tables import encode_table
 from foresight.values import Column
-from foresight.wire import (
-    decode_column,
-    encode_column,
-    encode_instant,
-    encode_table,
-)
+from foresight.wire import decode_column, encode_column, encode_instant
 from services.runtime import errors
 from tests.wire.client.delays import HOUR, NOON, described_view, ref
 from tests.wire.client.fake_foresight import FakeForesight, pieces

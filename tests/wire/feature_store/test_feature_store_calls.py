@@ -22,9 +22,10 @@ from foresight.feature_store.v1 import (
     registry_pb2,
     registry_pb2_grpc,
 )
+from foresight.tables import decode_table, encode_table
 from foresight.types.v1 import types_pb2
 from foresight.values import Column, DataType, FeatureGroup, FeatureView, Field, ViewFeature, ViewSource
-from foresight.wire import decode_table, encode_column, encode_group, encode_instant, encode_table, encode_view
+from foresight.wire import encode_column, encode_group, encode_instant, encode_view
 
 T0 = datetime(2026, 2, 1, tzinfo=UTC)
 UTC_MICROS = pa.timestamp("us", "UTC")
