@@ -190,7 +190,7 @@ class Replay:
         self.record.work["outcomes"].add(len(asked), time.perf_counter() - started)
 
     def _ask(self, now: datetime) -> None:
-        """Each airline asks for its flights that leave in 6 to 12 hours."""
+        """Each airport asks for its flights that leave in 6 to 12 hours."""
         requests = self._questions.between(now + ASK_FROM, now + ASK_TO)
         started = time.perf_counter()
         _all(self._pool.submit(self._ask_one, ids, columns, now) for ids, columns in requests)
@@ -287,29 +287,29 @@ class Replay:
 
 
 class _Questions:
-    """What the airlines ask, as plain lists: tables would cost more than the questions."""
+    """What the airports ask, as plain lists: tables would cost more than the questions."""
 
     def __init__(self, flights: pd.DataFrame) -> None:
         self._departures = flights["scheduled_departure"]
         self._flight_ids = flights["flight_id"].tolist()
-        self._carriers = flights["carrier"].tolist()
+        self._origins = flights["origin"].tolist()
         self._columns = {
             name: flights[name].astype(object).where(flights[name].notna(), None).tolist()
             for name in (*service.KEYS, *(f.name for f in service.REQUEST_FEATURES))
         }
 
     def between(self, first: datetime, after: datetime) -> list[tuple[list[str], dict[str, list[Any]]]]:
-        """Flight ids and request columns of the flights that leave in between, one request per airline."""
+        """Flight ids and request columns of the flights that leave in between, one request per airport."""
         start, end = self._departures.searchsorted([pd.Timestamp(first), pd.Timestamp(after)])
-        by_carrier: dict[str, list[int]] = defaultdict(list)
+        by_origin: dict[str, list[int]] = defaultdict(list)
         for row in range(start, end):
-            by_carrier[self._carriers[row]].append(row)
+            by_origin[self._origins[row]].append(row)
         return [
             (
                 [self._flight_ids[row] for row in rows],
                 {name: [values[row] for row in rows] for name, values in self._columns.items()},
             )
-            for rows in by_carrier.values()
+            for rows in by_origin.values()
         ]
 
 

@@ -271,7 +271,8 @@ def draw(report: dict[str, Any], path: Path) -> None:
         axis.spines[["top", "right"]].set_visible(False)
         axis.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=2)
     figure.suptitle(
-        "Flights from New York, 2013, asked 6 to 12 hours ahead: the flywheel and the frozen January-February model (dashed: a promotion)"
+        "Flights from New York, 2013, asked 6 to 12 hours ahead: the flywheel and the frozen January-February model\n"
+        "(dashed: a challenger was promoted)"
     )
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
