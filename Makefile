@@ -7,7 +7,7 @@ PROTOS = $(shell cd protos && find foresight -name '*.proto' | sort)
 .DEFAULT_GOAL := help
 
 help: ## List the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 $(VENV)/.installed: requirements-dev.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Foresight needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
@@ -33,7 +33,7 @@ down: ## Stop the local stack
 lint: setup ## Check style, types, import rules, protos and generated code
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy services sdk gateway deploy examples tests
+	$(BIN)/mypy services sdk gateway deploy examples benchmarks tests
 	$(BIN)/lint-imports
 	cd protos && ../$(BIN)/buf lint
 	$(MAKE) --no-print-directory proto GEN=.venv/gen-check
@@ -53,7 +53,10 @@ lock: setup ## Resolve the dependencies anew (names, versions and hashes only)
 	$(BIN)/uv pip compile -q pyproject.toml --extra dev --upgrade --python-version 3.11 --universal --generate-hashes \
 	  --no-emit-index-url --no-emit-find-links --no-header --no-annotate -c requirements.lock -o requirements-dev.lock
 
+bench-start: setup ## Measure how long the local stack takes to be ready
+	$(BIN)/python -m benchmarks.start
+
 clean: ## Remove what the targets made
 	rm -rf $(VENV) var .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
-.PHONY: help setup demo test up down lint check proto lock clean
+.PHONY: help setup demo test up down lint check proto lock bench-start clean

@@ -103,7 +103,7 @@ class EmbeddedPostgres:
             "unix_socket_permissions": "0700",
             "max_connections": str(MAX_CONNECTIONS),
             "shared_buffers": "256MB",
-            "max_wal_size": "4GB",
+            "max_wal_size": "1GB",
             "checkpoint_timeout": "15min",
             "logging_collector": "off",
             "log_min_messages": "warning",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 import time
 from contextlib import ExitStack
@@ -13,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from deploy.local import LocalStack
+from deploy.local.state import StateFolder
 from examples.flights import definitions as service
 from examples.flights.data import load_year
 from examples.flights.replay import OUTCOMES_UNTIL, START, Replay
@@ -29,6 +31,7 @@ def main() -> int:
     console = Console()
     started = time.perf_counter()
     folder = arguments.folder.absolute()
+    _forget_earlier_states(folder)
     state = folder / f"state-{datetime.now().astimezone():%Y%m%d-%H%M%S}"
     with ExitStack() as stack:
         with console.status("starting PostgreSQL, four services and Envoy"):
@@ -51,6 +54,13 @@ def main() -> int:
         console.print(f"[red]{fault}[/red]")
     console.print(f"the year took {report['seconds']:.0f} s")
     return 1 if faults else 0
+
+
+def _forget_earlier_states(folder: Path) -> None:
+    """Removes the states of earlier runs but the last: each has about a gigabyte, and nobody else would."""
+    for path in sorted(folder.glob("state-*"))[:-1]:
+        if StateFolder(path).holder() is None:
+            shutil.rmtree(path)
 
 
 def _run(replay: Replay, console: Console) -> None:

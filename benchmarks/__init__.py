@@ -1,0 +1,1 @@
+"""Measurements against limits: each prints a table and writes benchmarks/results/<topic>.json."""
