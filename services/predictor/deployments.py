@@ -119,11 +119,19 @@ class Deployments:
         return self._delivered and not self._undecided
 
     def serving(self, name: str) -> Served:
-        """What answers for a deployment. Raises InvalidValue, NotFound and ModelNotReady."""
+        """What answers for a deployment. Raises InvalidValue, NotFound and ModelNotReady.
+
+        A replica that has just started and has not loaded everything yet raises Unavailable: the deployment answers
+        elsewhere, or in a moment.
+        """
         served = self._serving.get(name)
         if served is not None:
             return served
         check_name(name, "deployment")
+        if name in self._undecided:
+            cause = self._causes.get(name, "it is being loaded")
+            text = f"this replica is starting, and the model of {name} is not ready: {cause}"
+            raise Unavailable(text, deployment=name, cause=cause)
         if name in self._wanted:
             cause = self._causes.get(name, "it is being loaded")
             raise ModelNotReady(f"the model of {name} is not ready: {cause}", deployment=name, cause=cause)

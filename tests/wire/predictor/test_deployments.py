@@ -195,18 +195,32 @@ async def test_before_the_first_table_the_deployments_are_unavailable(rig: Rig) 
 
 
 async def test_not_ready_while_the_feature_store_is_away(rig: Rig) -> None:
-    """A known deployment answers MODEL_NOT_READY with the cause, and is loaded when the view can be had."""
+    """A replica that starts is UNAVAILABLE, so that clients try again, and says why; it loads when the view comes."""
     rig.features.away = True
     async with rig.predictor() as replica:
         await until(lambda: "does not answer" in states(replica).get("late_flights", (None, ""))[1])
         assert not replica.deployments.ready
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await replica.stub.Predict(ask())
-        assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
         assert error_metadata(caught.value)["cause"] == "the feature store does not answer"
         rig.features.away = False
         await until(lambda: replica.deployments.ready)
         await replica.stub.Predict(ask())
+
+
+async def test_a_new_deployment_that_cannot_be_loaded_yet_is_not_ready(rig: Rig) -> None:
+    """A replica that has started says MODEL_NOT_READY with the cause: the caller deployed, and may look why."""
+    await rig.trainer.withdraw("late_flights")
+    async with rig.predictor() as replica:
+        await until(lambda: replica.deployments.ready)
+        rig.features.away = True
+        await rig.deploy_flights()
+        await until(lambda: "does not answer" in states(replica).get("late_flights", (None, ""))[1])
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await replica.stub.Predict(ask())
+        assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+        assert error_metadata(caught.value)["cause"] == "the feature store does not answer"
 
 
 def damage(path: Path) -> None:

@@ -63,7 +63,8 @@ class PredictionServiceServicer:
 
     def Predict(self, request, context):
         """Fetches features, scores and answers; the predictions and their features are in the durable spool before
-        the answer leaves. MODEL_NOT_READY while the deployment's model is not loaded.
+        the answer leaves. MODEL_NOT_READY while a new deployment's model is not loaded, UNAVAILABLE while the replica
+        that was asked has just started.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

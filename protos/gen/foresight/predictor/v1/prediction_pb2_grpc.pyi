@@ -35,7 +35,8 @@ class PredictionServiceStub:
     def __new__(cls, channel: _aio.Channel) -> PredictionServiceAsyncStub: ...
     Predict: _grpc.UnaryUnaryMultiCallable[_prediction_pb2.PredictRequest, _prediction_pb2.PredictResponse]
     """Fetches features, scores and answers; the predictions and their features are in the durable spool before
-    the answer leaves. MODEL_NOT_READY while the deployment's model is not loaded.
+    the answer leaves. MODEL_NOT_READY while a new deployment's model is not loaded, UNAVAILABLE while the replica
+    that was asked has just started.
     """
     VerifyPrediction: _grpc.UnaryUnaryMultiCallable[_prediction_pb2.VerifyPredictionRequest, _prediction_pb2.VerifyPredictionResponse]
     """Replays a logged prediction (features of then, transforms, model) and compares it byte by byte."""
@@ -51,7 +52,8 @@ class PredictionServiceAsyncStub(PredictionServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Predict: _aio.UnaryUnaryMultiCallable[_prediction_pb2.PredictRequest, _prediction_pb2.PredictResponse]  # type: ignore[assignment]
     """Fetches features, scores and answers; the predictions and their features are in the durable spool before
-    the answer leaves. MODEL_NOT_READY while the deployment's model is not loaded.
+    the answer leaves. MODEL_NOT_READY while a new deployment's model is not loaded, UNAVAILABLE while the replica
+    that was asked has just started.
     """
     VerifyPrediction: _aio.UnaryUnaryMultiCallable[_prediction_pb2.VerifyPredictionRequest, _prediction_pb2.VerifyPredictionResponse]  # type: ignore[assignment]
     """Replays a logged prediction (features of then, transforms, model) and compares it byte by byte."""
@@ -70,7 +72,8 @@ class PredictionServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_prediction_pb2.PredictResponse, _abc.Awaitable[_prediction_pb2.PredictResponse]]:
         """Fetches features, scores and answers; the predictions and their features are in the durable spool before
-        the answer leaves. MODEL_NOT_READY while the deployment's model is not loaded.
+        the answer leaves. MODEL_NOT_READY while a new deployment's model is not loaded, UNAVAILABLE while the replica
+        that was asked has just started.
         """
 
     @_abc_1.abstractmethod
