@@ -52,5 +52,20 @@ def deployed(state: Path) -> Iterator[Callable[[], None]]:
         yield use
 
 
+def main() -> None:
+    """Builds the service in the stack that runs, asks, and tells what happened."""
+    with Client() as client:
+        build(client)
+        ids = ask(client)
+        counts = client.record_outcomes(
+            values=[True, False], observed_at=[datetime.now(UTC)] * len(ids), prediction_ids=ids
+        )
+    print(f"{len(ids)} predictions answered, {counts.matched} outcomes matched: {', '.join(ids)}")
+
+
 def _table(name: str) -> pd.DataFrame:
     return pd.read_csv(FOLDER / name, parse_dates=["event_time"])
+
+
+if __name__ == "__main__":
+    main()

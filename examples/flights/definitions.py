@@ -105,7 +105,7 @@ pipeline = Pipeline(
         (
             "classify",
             HistGradientBoostingClassifier(
-                max_iter=100, learning_rate=0.05, max_leaf_nodes=15, min_samples_leaf=50, random_state=0
+                max_iter=100, learning_rate=0.05, max_leaf_nodes=15, min_samples_leaf=50, early_stopping=False
             ),
         ),
     ]
