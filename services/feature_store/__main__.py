@@ -14,7 +14,7 @@ from foresight.feature_store.v1 import (
 )
 from foresight.transforms import TransformSet
 from services.feature_store.applier import Applier, Lease
-from services.feature_store.asof import DuckDbAsOf
+from services.feature_store.asof import DuckDbAsOf, NumpyAsOf, SizedAsOf
 from services.feature_store.config import FeatureStoreSettings
 from services.feature_store.dataset_files import DatasetFiles
 from services.feature_store.datasets import TrainingDatasets
@@ -66,8 +66,9 @@ async def serve(settings: FeatureStoreSettings) -> None:
         online = LmdbOnlineStore(settings.state_folder / "online")
         stack.callback(online.close)
         applier = Applier(commits, rows, registry, online, Lease(settings.state_folder / "applier.lock"), own_metrics)
-        engine = DuckDbAsOf(settings.state_folder / "join")
-        stack.callback(engine.close)
+        duckdb = DuckDbAsOf(settings.state_folder / "join")
+        stack.callback(duckdb.close)
+        engine = SizedAsOf(NumpyAsOf(), duckdb)
         join = ViewJoin(rows, engine, transforms)
         offline = OfflineFeatures(registry, commits, rows, join, applier, clock, own_metrics)
         datasets = TrainingDatasets(
@@ -83,7 +84,7 @@ async def serve(settings: FeatureStoreSettings) -> None:
         source = None
         if settings.logger is not None:
             source = LoggerClient(await stack.enter_async_context(open_channel(settings.logger)))
-        ingestion = LogIngestion(registry, commits, source, clock, own_metrics, applier.wake)
+        ingestion = LogIngestion(registry, commits, source, clock, own_metrics, applier.pass_over)
 
         server = Server(settings, metrics)
         registry_pb2_grpc.add_FeatureRegistryServiceServicer_to_server(RegistryServicer(registry), server.grpc)

@@ -106,12 +106,13 @@ class Applier:
         self._woken = asyncio.Event()
         self._advanced = asyncio.Condition()
         self._applied = 0
-        self._at_hand: dict[int, CommittedRows] = {}
+        # None: a commit that has no rows for the online store.
+        self._at_hand: dict[int, CommittedRows | None] = {}
         self.caught_up = False
 
     def hand_over(self, commit: Commit, staged: StagedRows) -> None:
         """Gives the rows of a commit that this process just published, which need not be read again then."""
-        held = sum(rows.rows.num_rows for rows in self._at_hand.values())
+        held = sum(rows.rows.num_rows for rows in self._at_hand.values() if rows is not None)
         if held + commit.rows > AT_HAND_ROWS or len(self._at_hand) >= AT_HAND_COMMITS:
             return
         rows = staged.rows.append_column("commit", pa.array(np.full(commit.rows, commit.number, np.int64)))
@@ -121,6 +122,12 @@ class Applier:
         for field in missing:
             rows = rows.append_column(field.name, pa.nulls(commit.rows, arrow_type(field)))
         self._at_hand[commit.number] = CommittedRows(staged.group, rows)
+
+    def pass_over(self, commits: Sequence[Commit]) -> None:
+        """Says that this process published commits without rows for the online store."""
+        for commit in commits[: AT_HAND_COMMITS - len(self._at_hand)]:
+            self._at_hand[commit.number] = None
+        self.wake()
 
     def wake(self) -> None:
         """Says that a commit was published."""
@@ -162,6 +169,10 @@ class Applier:
     async def _apply_next(self) -> bool:
         """Applies the next commits; answers whether there were any."""
         applied = await self._store.applied_commit()
+        if self.caught_up and applied + 1 in self._at_hand:
+            await self._apply_at_hand(applied)
+            # When the next one is missing, another process may have published it.
+            return bool(self._at_hand)
         batch = _bounded(await self._commits.after(applied, BATCH_COMMITS))
         if not batch:
             await self._advance(applied)
@@ -170,8 +181,8 @@ class Applier:
         rows: list[CommittedRows] = []
         writes: dict[int, list[int]] = defaultdict(list)
         for commit in batch:
-            if (at_hand := self._at_hand.get(commit.number)) is not None:
-                rows.append(at_hand)
+            if commit.number in self._at_hand:
+                rows += self._take_at_hand(commit.number)
             else:
                 writes[commit.group_id].append(commit.write)
         for group_id, numbers in writes.items():
@@ -182,6 +193,20 @@ class Applier:
         await self._store.apply(batch[-1].number, rows)
         await self._advance(batch[-1].number)
         return True
+
+    async def _apply_at_hand(self, applied: int) -> None:
+        """Applies the commits that follow without a gap on the applied one, which need not be asked for."""
+        last, rows, taken = applied, list[CommittedRows](), 0
+        while last + 1 in self._at_hand and taken <= BATCH_ROWS:
+            last += 1
+            rows += self._take_at_hand(last)
+            taken = sum(batch.rows.num_rows for batch in rows)
+        await self._store.apply(last, rows)
+        await self._advance(last)
+
+    def _take_at_hand(self, number: int) -> list[CommittedRows]:
+        rows = self._at_hand[number]
+        return [] if rows is None else [rows]
 
     async def _follow(self) -> bool:
         """Sees how far the process with the lease has come."""

@@ -1,4 +1,4 @@
-"""Point-in-time joins with DuckDB over Arrow tables in memory.
+"""Point-in-time joins over Arrow arrays in memory: NumPy where they are small, DuckDB where they are large.
 
 For a spine row at time t the engine chooses, among the rows with the same key, the one with the greatest (event time,
 commit) whose event time is not after t (before t when strict) and, with `known_by`, whose known_at is not after t
@@ -22,12 +22,15 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from services.runtime.errors import LimitExceeded
-from services.runtime.threads import in_thread
+from services.runtime.threads import in_thread, in_thread_unless
 
 THREADS = 2
 MEMORY_MAX = "4GB"
 # Joins at once: each may use all threads and a part of the memory.
 JOINS_MAX = 2
+# Rows of spine and history together up to which one sort in NumPy costs less than a query.
+SMALL_ROWS_MAX = 100_000
+INLINE_ROWS_MAX = 4_096
 
 _BY_TIME = "SELECT {keys}, since, max(rank) AS rank FROM history GROUP BY {keys}, since"
 # RANGE takes rows with an equal `since` together, whatever their order.
@@ -63,6 +66,29 @@ class AsOfEngine(Protocol):
         ...
 
 
+class NumpyAsOf:
+    """The engine in NumPy: one sort of spine and history together, then one pass that carries the greatest rank on."""
+
+    async def choose(self, spine: AsOfSide, history: AsOfHistory, *, strict: bool, known_by: bool) -> NDArray[np.int64]:
+        """See `AsOfEngine.choose`."""
+        small = len(spine.times) + len(history.times) <= INLINE_ROWS_MAX
+        return await in_thread_unless(small, _choose_sorted, spine, history, strict, known_by)
+
+
+class SizedAsOf:
+    """One engine for small joins, another one for large ones."""
+
+    def __init__(self, small: AsOfEngine, large: AsOfEngine, small_rows_max: int = SMALL_ROWS_MAX) -> None:
+        self._small = small
+        self._large = large
+        self._small_rows_max = small_rows_max
+
+    async def choose(self, spine: AsOfSide, history: AsOfHistory, *, strict: bool, known_by: bool) -> NDArray[np.int64]:
+        """See `AsOfEngine.choose`."""
+        small = len(spine.times) + len(history.times) <= self._small_rows_max
+        return await (self._small if small else self._large).choose(spine, history, strict=strict, known_by=known_by)
+
+
 class DuckDbAsOf:
     """The engine in DuckDB. `folder` takes what does not fit into memory."""
 
@@ -88,13 +114,7 @@ class DuckDbAsOf:
         chosen = np.full(len(spine.times), -1, np.int64)
         if not len(spine.times) or not len(history.times):
             return chosen
-        # Position i of `order` is the row of rank i: the greater rank is the later row.
-        order = np.lexsort((history.commits, history.times))
-        rank = np.empty(len(order), np.int64)
-        rank[order] = np.arange(len(order))
-        since = history.times + 1 if strict else history.times
-        if known_by:
-            since = np.maximum(since, history.known_at)
+        order, rank, since = _ranked(history, strict, known_by)
         names = [f"k{i}" for i in range(len(spine.keys))]
         left = pa.table([*spine.keys, spine.times, np.arange(len(spine.times))], names=[*names, "t", "row"])
         right = pa.table([*history.keys, since, rank], names=[*names, "since", "rank"])
@@ -135,3 +155,58 @@ class DuckDbAsOf:
                     },
                 )
             return self._database.cursor()
+
+
+def _choose_sorted(spine: AsOfSide, history: AsOfHistory, strict: bool, known_by: bool) -> NDArray[np.int64]:
+    """See `AsOfEngine.choose`: along (key, time) a spine row sees the greatest rank that came before it."""
+    asked, candidates = len(spine.times), len(history.times)
+    chosen = np.full(asked, -1, np.int64)
+    if not asked or not candidates:
+        return chosen
+    order, rank, since = _ranked(history, strict, known_by)
+    key = _key_numbers(history.keys, spine.keys)
+    # At one time the history comes before the spine.
+    is_spine = np.arange(candidates + asked) >= candidates
+    along = np.lexsort((is_spine, np.concatenate([since, spine.times]), key))
+    # Each key's numbers lie above those of the key before it, so that the maximum starts anew.
+    floor = key * (candidates + 1)
+    carried = np.empty(candidates + asked, np.int64)
+    carried[along] = np.maximum.accumulate((floor + np.concatenate([rank + 1, np.zeros(asked, np.int64)]))[along])
+    seen = (carried - floor)[candidates:] - 1
+    seen[_null_keys(spine.keys)] = -1
+    found = seen >= 0
+    chosen[found] = order[seen[found]]
+    return chosen
+
+
+def _ranked(
+    history: AsOfHistory, strict: bool, known_by: bool
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """The rows by (event time, commit), each row's position in that order, and the time from which on it counts."""
+    # Position i of `order` is the row of rank i: the greater rank is the later row.
+    order = np.lexsort((history.commits, history.times))
+    rank = np.empty(len(order), np.int64)
+    rank[order] = np.arange(len(order))
+    since = history.times + 1 if strict else history.times
+    return order, rank, np.maximum(since, history.known_at) if known_by else since
+
+
+def _key_numbers(first: tuple[pa.Array, ...], second: tuple[pa.Array, ...]) -> NDArray[np.int64]:
+    """A number per row of `first` and then `second`, equal where all keys are; small: below the number of rows."""
+    numbers: NDArray[np.int64] | None = None
+    for one, other in zip(first, second, strict=True):
+        indices = pa.concat_arrays([one, other]).dictionary_encode(null_encoding="encode").indices
+        codes = np.asarray(indices).astype(np.int64)
+        if numbers is None:
+            numbers = codes
+        else:
+            numbers = np.unique(numbers * (int(codes.max()) + 1) + codes, return_inverse=True)[1]
+    assert numbers is not None
+    return numbers
+
+
+def _null_keys(keys: tuple[pa.Array, ...]) -> NDArray[np.bool_]:
+    missing = np.zeros(len(keys[0]), np.bool_)
+    for key in keys:
+        missing |= np.asarray(key.is_null())
+    return missing

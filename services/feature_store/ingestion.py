@@ -39,7 +39,8 @@ from services.runtime.threads import in_thread
 log = structlog.get_logger()
 
 PAGE_ENTRIES = 500
-POLL_S = 0.2
+POLL_S = 0.5
+BACKOFF_FIRST_S = 0.2
 BACKOFF_S_MAX = 5.0
 
 
@@ -76,7 +77,7 @@ class LogIngestion:
         source: LogSource | None,
         clock: Clock,
         metrics: FeatureStoreMetrics,
-        on_commit: Callable[[], None],
+        on_commit: Callable[[Sequence[Commit]], None],
     ) -> None:
         self._registry = registry
         self._store = store
@@ -106,7 +107,7 @@ class LogIngestion:
                 expected = isinstance(error, ServiceError)
                 log.warning("reingestion_failed", failures=failures, reason=str(error)[:300], exc_info=not expected)
                 # Jitter: several stores must not ask a logger that comes back all at once.
-                await asyncio.sleep(min(BACKOFF_S_MAX, POLL_S * 2**failures) * random.uniform(0.5, 1.0))  # noqa: S311
+                await asyncio.sleep(min(BACKOFF_S_MAX, BACKOFF_FIRST_S * 2**failures) * random.uniform(0.5, 1.0))  # noqa: S311
 
     async def pull(self, source: LogSource) -> bool:
         """Takes one page; answers whether there is more."""
@@ -138,10 +139,10 @@ class LogIngestion:
         for view, observed in outcomes.items():
             staged += await self._stage_outcomes(view, observed)
         matched = sum(rows.rows.num_rows for rows in staged) - taken
-        await self._store.reingest(staged, CursorMove(cursor, page.cursor, taken, matched))
+        commits = await self._store.reingest(staged, CursorMove(cursor, page.cursor, taken, matched))
         self._count(page, taken, matched, len(staged))
-        if staged:
-            self._on_commit()
+        if commits:
+            self._on_commit(commits)
 
     async def _stage_predictions(self, reference: Reference, entries: list[PredictionEntry]) -> list[StagedRows]:
         view = await self._known(reference)

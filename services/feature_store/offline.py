@@ -5,26 +5,29 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from datetime import datetime
 from typing import Protocol
 
 import pyarrow as pa
 
-from foresight.values import InvalidValue
+from foresight.values import FeatureGroup, InvalidValue
 from foresight.values.names import check_text
 from services.feature_store.applier import Applier
 from services.feature_store.commits import Commit, StagedRows, watermark
 from services.feature_store.content import content_sha256
+from services.feature_store.expansion import expanded_bytes
 from services.feature_store.groups import Reference, StoredGroup
 from services.feature_store.histories import BatchStream, EventTimes
 from services.feature_store.metrics import FeatureStoreMetrics
 from services.feature_store.registry import Registry
 from services.feature_store.row_tables import check_rows
 from services.feature_store.spine import check_spine
+from services.feature_store.transit import SMALL_BYTES_MAX
 from services.feature_store.view_join import ViewJoin
 from services.runtime.clock import Clock
 from services.runtime.errors import PermissionDenied
 from services.runtime.identity import LOCAL
-from services.runtime.threads import in_thread
+from services.runtime.threads import in_thread_unless
 
 WRITE_ID_BYTES_MAX = 128
 APPLIED_TIMEOUT_S = 10.0
@@ -92,8 +95,9 @@ class OfflineFeatures:
         stored = await self._registry.group(reference)
         if stored.group.derived:
             raise InvalidValue("header.group", "is filled by reingestion only")
-        rows = await in_thread(check_rows, table, stored.group, self._clock())
-        content = await in_thread(content_sha256, rows) if write_id else ""
+        rows, content = await in_thread_unless(
+            _is_small(table), _checked, table, stored.group, self._clock(), bool(write_id)
+        )
         staged = StagedRows(stored, rows)
         commit = await self._commits.write(staged, write_id, content)
         if not commit.duplicate:
@@ -122,7 +126,17 @@ class OfflineFeatures:
         """
         plan = await self._registry.plan(view)
         limit = watermark(commit, await self._commits.last())
-        spine = await in_thread(check_spine, table, plan.view, labelled=False)
+        spine = await in_thread_unless(_is_small(table), check_spine, table, plan.view, labelled=False)
         joined = await self._join.join(plan, spine, limit, known_by=known_by)
         own = {name: spine.table[name] for name in spine.table.column_names if name not in joined.features}
         return pa.table(own | joined.features)
+
+
+def _is_small(table: pa.Table) -> bool:
+    return expanded_bytes(table) <= SMALL_BYTES_MAX
+
+
+def _checked(table: pa.Table, group: FeatureGroup, now: datetime, digested: bool) -> tuple[pa.Table, str]:
+    """The rows as they can be stored, and the digest of their content where it is wanted."""
+    rows = check_rows(table, group, now)
+    return rows, content_sha256(rows) if digested else ""

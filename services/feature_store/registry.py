@@ -40,6 +40,7 @@ class Registry:
         self._catalogue = catalogue
         self._transforms = transforms
         self._groups: dict[int, StoredGroup] = {}
+        self._versions: dict[Reference, StoredGroup] = {}
         self._plans: dict[Reference, ViewPlan] = {}
 
     async def register_group(self, group: FeatureGroup) -> tuple[FeatureGroup, bool]:
@@ -60,7 +61,13 @@ class Registry:
 
     async def group(self, reference: Reference) -> StoredGroup:
         """A group version. Raises NotFound."""
-        return await self._catalogue.group(reference)
+        stored = self._versions.get(reference)
+        if stored is None:
+            stored = await self._catalogue.group(reference)
+            if reference.version and not stored.group.derived:
+                # Derived groups gain columns in place.
+                _remember(self._versions, reference, stored)
+        return stored
 
     async def group_by_id(self, group_id: int) -> StoredGroup:
         """A group version by its id."""
@@ -68,7 +75,6 @@ class Registry:
         if stored is None:
             stored = await self._catalogue.group_by_id(group_id)
             if not stored.group.derived:
-                # Derived groups gain columns in place.
                 _remember(self._groups, group_id, stored)
         return stored
 

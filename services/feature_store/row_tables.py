@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 
 from foresight.values import DataType, FeatureGroup, Field, InvalidValue, Violation
 from services.feature_store.conformance import Unfit, conform, one_array
+from services.feature_store.expansion import expanded_bytes
 from services.runtime.errors import LimitExceeded, OutOfRange
 
 ROWS_MAX = 5_000_000
@@ -27,7 +28,7 @@ def check_size(table: pa.Table) -> None:
     """Raises LimitExceeded for a table with more rows or bytes than one call may bring."""
     if table.num_rows > ROWS_MAX:
         raise LimitExceeded(f"the table has {table.num_rows} rows, more than {ROWS_MAX}", limit="rows")
-    if table.nbytes > TABLE_BYTES_MAX:
+    if expanded_bytes(table) > TABLE_BYTES_MAX:
         raise LimitExceeded(f"the table has more than {TABLE_BYTES_MAX} bytes", limit="bytes")
 
 

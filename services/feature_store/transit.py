@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import struct
 from collections.abc import AsyncIterator, Callable, Iterator
 
 import pyarrow as pa
 
 from foresight.tables import decode_table, encode_batches
+from foresight.values import InvalidValue
+from services.feature_store.expansion import unpacked_bytes
 from services.feature_store.histories import BatchStream
 from services.feature_store.row_tables import TABLE_BYTES_MAX
 from services.runtime.errors import LimitExceeded
-from services.runtime.threads import in_thread
+from services.runtime.threads import in_thread, in_thread_unless
 
 IN_TRANSIT_BYTES_MAX = 2 << 30
+# Tables of so many bytes are read and checked on the event loop, in less than a millisecond.
+SMALL_BYTES_MAX = 64 << 10
 
 
 class TablesInTransit:
@@ -55,12 +60,27 @@ class Upload:
             self._chunks.append(chunk)
 
     async def table(self) -> pa.Table:
-        """The table of all chunks. Raises InvalidValue when they are not one Arrow IPC stream."""
-        return await in_thread(decode_table, self._chunks)
+        """The table of all chunks. Raises InvalidValue when they are not one Arrow IPC stream, LimitExceeded."""
+        data = b"".join(self._chunks)
+        unpacked = await in_thread_unless(len(data) <= SMALL_BYTES_MAX, _unpacked_bytes, data)
+        if unpacked > TABLE_BYTES_MAX:
+            raise LimitExceeded(f"the table has more than {TABLE_BYTES_MAX} bytes once unpacked", limit="bytes")
+        if unpacked > self.bytes:
+            # What compression saved on the way takes room here.
+            self._hold(unpacked - self.bytes)
+            self.bytes = unpacked
+        return await in_thread_unless(unpacked <= SMALL_BYTES_MAX, decode_table, [data])
 
     async def table_if_any(self) -> pa.Table | None:
         """The table, or None when no bytes came."""
         return await self.table() if self._chunks else None
+
+
+def _unpacked_bytes(data: bytes) -> int:
+    try:
+        return unpacked_bytes(data)
+    except (pa.ArrowException, OSError, EOFError, ValueError, IndexError, struct.error) as error:
+        raise InvalidValue("arrow", "is not a whole Arrow IPC stream") from error
 
 
 async def chunks_of(table: pa.Table) -> AsyncIterator[bytes]:

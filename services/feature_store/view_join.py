@@ -18,13 +18,13 @@ from foresight.tables import arrow_type, column_from_arrow, column_to_arrow
 from foresight.transforms import TransformSet, Untrusted
 from foresight.values import Column, FeatureView, Field
 from foresight.values.instants import EPOCH
-from services.feature_store.asof import AsOfEngine, AsOfHistory, AsOfSide
+from services.feature_store.asof import INLINE_ROWS_MAX, AsOfEngine, AsOfHistory, AsOfSide
 from services.feature_store.conformance import one_array
 from services.feature_store.histories import EventTimes, Histories
 from services.feature_store.spine import Spine
 from services.feature_store.view_plan import SourcePlan, ViewPlan
 from services.runtime.errors import FailedPrecondition, TransformMismatch
-from services.runtime.threads import in_thread
+from services.runtime.threads import in_thread, in_thread_unless
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,11 +57,12 @@ class ViewJoin:
                 source.group, source.names_in_group, watermark, reach(source, times)
             )
             keys = tuple(one_array(table[plan.view.entity_keys[i].name]) for i in source.key_positions)
-            candidates = await in_thread(_candidates, source, history)
+            small = history.num_rows + len(times) <= INLINE_ROWS_MAX
+            candidates = await in_thread_unless(small, _candidates, source, history)
             chosen = await self._engine.choose(
                 AsOfSide(keys, times), candidates, strict=source.strict, known_by=known_by
             )
-            features |= await in_thread(_values, source, times, history, candidates, chosen)
+            features |= await in_thread_unless(small, _values, source, times, history, candidates, chosen)
         for field in plan.view.request_features:
             features[field.name] = one_array(table[field.name])
         if plan.view.transforms:

@@ -10,6 +10,12 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
+async def in_thread_unless(small: bool, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Runs `function` at once where the caller knows that it takes less than a millisecond, else in a thread: handing
+    small work over costs more than doing it."""
+    return function(*args, **kwargs) if small else await in_thread(function, *args, **kwargs)
+
+
 async def in_thread(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     """Runs `function` in a thread. A cancelled caller still waits for the thread to finish, so that whatever the
     function works with (a connection, a file) is never closed under it."""

@@ -25,6 +25,7 @@ _ADD = (
     "ON CONFLICT (name, version) DO NOTHING RETURNING id, name, version, spec, created_at"
 )
 _GROUPS, _VIEWS = "feature_groups", "feature_views"
+LOADED_MAX = 1_024
 
 
 class Catalogue:
@@ -32,18 +33,20 @@ class Catalogue:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        # Groups by id with the text that they were read from, which is long to read; beyond LOADED_MAX anew.
+        self._groups: dict[int, tuple[str, StoredGroup]] = {}
 
     async def group(self, reference: Reference) -> StoredGroup:
         """A group version. Raises NotFound."""
-        async with self._database.transaction() as connection:
+        async with self._database.statements() as connection:
             row = await _find(connection, _GROUPS, reference)
         if row is None:
             raise NotFound("feature group", str(reference))
-        return _stored_group(row)
+        return self._loaded(row)
 
     async def view(self, reference: Reference) -> FeatureView:
         """A view version. Raises NotFound."""
-        async with self._database.transaction() as connection:
+        async with self._database.statements() as connection:
             row = await _find(connection, _VIEWS, reference)
         if row is None:
             raise NotFound("feature view", str(reference))
@@ -51,22 +54,22 @@ class Catalogue:
 
     async def groups(self) -> list[FeatureGroup]:
         """The latest version of every group, by name."""
-        async with self._database.transaction() as connection:
+        async with self._database.statements() as connection:
             rows = (await connection.execute(text(_LIST.format(table=_GROUPS)))).mappings().all()
         return [_stored_group(row).group for row in rows]
 
     async def views(self) -> list[FeatureView]:
         """The latest version of every view, by name."""
-        async with self._database.transaction() as connection:
+        async with self._database.statements() as connection:
             rows = (await connection.execute(text(_LIST.format(table=_VIEWS)))).mappings().all()
         return [_view(row) for row in rows]
 
     async def group_by_id(self, group_id: int) -> StoredGroup:
         """The group version behind an id of the commit log."""
         statement = text("SELECT id, name, version, spec, created_at FROM feature_groups WHERE id = :id")
-        async with self._database.transaction() as connection:
+        async with self._database.statements() as connection:
             row = (await connection.execute(statement, {"id": group_id})).mappings().one()
-        return _stored_group(row)
+        return self._loaded(row)
 
     async def register_group(self, group: FeatureGroup) -> tuple[StoredGroup, bool]:
         """The group as registered and whether it is new; its table is made in the same transaction.
@@ -104,8 +107,18 @@ class Catalogue:
     async def visible_rows(self, group_id: int) -> int:
         """Rows of a group in all commits."""
         statement = text("SELECT coalesce(sum(rows), 0)::bigint FROM commits WHERE group_id = :id")
-        async with self._database.transaction() as connection:
+        async with self._database.statements() as connection:
             return int((await connection.execute(statement, {"id": group_id})).scalar_one())
+
+    def _loaded(self, row: RowMapping) -> StoredGroup:
+        known = self._groups.get(row["id"])
+        if known is not None and known[0] == row["spec"]:
+            return known[1]
+        if len(self._groups) >= LOADED_MAX:
+            self._groups.clear()
+        stored = _stored_group(row)
+        self._groups[stored.id] = (row["spec"], stored)
+        return stored
 
 
 async def _find(connection: AsyncConnection, table: str, reference: Reference) -> RowMapping | None:

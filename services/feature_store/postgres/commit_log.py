@@ -13,13 +13,11 @@ from typing import Any
 import adbc_driver_manager as adbc
 import numpy as np
 import pyarrow as pa
-from sqlalchemy import text
 
 from services.feature_store.commits import Commit, CursorMove, CursorMoved, PublishedCommit, StagedRows
 from services.feature_store.postgres.row_tables import physical_names, table_of
 from services.runtime.database import Database
 from services.runtime.errors import AlreadyExists, LimitExceeded
-from services.runtime.threads import in_thread
 
 UNIQUE_VIOLATION = "23505"
 # Such as a row that is larger than a page although its long values are stored elsewhere.
@@ -56,34 +54,30 @@ class CommitLog:
         With a write id: the same id with the same group and content answers the first commit as a duplicate.
         Raises AlreadyExists for an id that was used with others, LimitExceeded for rows that cannot be stored.
         """
-        async with self._database.arrow() as connection:
-            return await in_thread(_write, connection, staged, write_id, content)
+        return await self._database.in_arrow(_write, staged, write_id, content)
 
     async def reingest(self, staged: Sequence[StagedRows], move: CursorMove) -> list[Commit]:
         """Publishes one commit per element and moves the cursor, all or nothing. Raises CursorMoved."""
-        async with self._database.arrow() as connection:
-            return await in_thread(_reingest, connection, staged, move)
+        return await self._database.in_arrow(_reingest, staged, move)
 
     async def last(self) -> int:
         """Number of the last commit, 0 without any. No lower number appears later."""
-        async with self._database.transaction() as connection:
-            return int((await connection.execute(text("SELECT last_commit FROM commit_state"))).scalar_one())
+        async with self._database.statements() as connection:
+            return int((await connection.exec_driver_sql("SELECT last_commit FROM commit_state")).scalar_one())
 
     async def after(self, commit: int, limit: int) -> list[PublishedCommit]:
         """The next commits after one, in order, at most `limit`."""
-        statement = text(
-            "SELECT commit, write, group_id, rows FROM commits WHERE commit > :commit ORDER BY commit LIMIT :limit"
-        )
-        async with self._database.transaction() as connection:
-            rows = (await connection.execute(statement, {"commit": commit, "limit": limit})).all()
-        return [PublishedCommit(*row) for row in rows]
+        statement = "SELECT commit, write, group_id, rows FROM commits WHERE commit > $1 ORDER BY commit LIMIT $2"
+        async with self._database.statements() as connection:
+            rows = (await connection.exec_driver_sql(statement, (commit, limit))).mappings().all()
+        return [PublishedCommit(row["commit"], row["write"], row["group_id"], row["rows"]) for row in rows]
 
     async def cursor(self) -> tuple[int, int, int]:
         """The cursor of log reingestion, and the predictions and outcomes reingested so far."""
-        statement = text("SELECT cursor, predictions, outcomes FROM log_cursor")
-        async with self._database.transaction() as connection:
-            cursor, predictions, outcomes = (await connection.execute(statement)).one()
-        return cursor, predictions, outcomes
+        statement = "SELECT cursor, predictions, outcomes FROM log_cursor"
+        async with self._database.statements() as connection:
+            row = (await connection.exec_driver_sql(statement)).mappings().one()
+        return row["cursor"], row["predictions"], row["outcomes"]
 
 
 def _write(connection: Any, staged: StagedRows, write_id: str, content: str) -> Commit:

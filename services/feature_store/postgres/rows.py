@@ -93,8 +93,7 @@ class RowReader:
                 await in_thread(cursor.close)
 
     async def _table(self, statement: str) -> pa.Table:
-        async with self._database.arrow() as connection:
-            return await in_thread(_fetch, connection, statement)
+        return await self._database.in_arrow(_fetch, statement)
 
 
 def result_schema(keys: Sequence[Field], features: Sequence[Field]) -> pa.Schema:

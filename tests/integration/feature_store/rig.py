@@ -161,7 +161,7 @@ async def running_store(
                 now,
             ),
             vectors=VectorReader(registry, online, RowHistoryReader(database, commits)),
-            ingestion=LogIngestion(registry, commits, log, now, own, applier.wake),
+            ingestion=LogIngestion(registry, commits, log, now, own, applier.pass_over),
             metrics=metrics,
             clock=clock,
         )

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from foresight.transforms import TransformSet
 from foresight.values import DataType, FeatureGroup, FeatureView, Field, ViewFeature, ViewSource
-from services.feature_store.asof import AsOfEngine, DuckDbAsOf
+from services.feature_store.asof import AsOfEngine, DuckDbAsOf, NumpyAsOf, SizedAsOf
 from services.feature_store.groups import StoredGroup
 from services.feature_store.histories import EventTimes
 from services.feature_store.registry import derive_view
@@ -179,13 +179,14 @@ rules = st.builds(
 )
 
 
-@pytest.fixture(scope="module", params=[DuckDbAsOf])
+@pytest.fixture(scope="module", params=["duckdb", "numpy", "sized"])
 def engine(request: pytest.FixtureRequest) -> Iterator[AsOfEngine]:
     """Every engine, under the same laws."""
     with tempfile.TemporaryDirectory() as folder:
-        made = request.param(Path(folder))
-        yield made
-        made.close()
+        duckdb, numpy = DuckDbAsOf(Path(folder)), NumpyAsOf()
+        engines: dict[str, AsOfEngine] = {"duckdb": duckdb, "numpy": numpy, "sized": SizedAsOf(numpy, duckdb, 20)}
+        yield engines[request.param]
+        duckdb.close()
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
