@@ -130,7 +130,8 @@ def stop_running(state: StateFolder) -> bool:
     """
     holder = state.holder()
     if holder is None:
-        if not state.path.is_dir():
+        # A folder without a lock never had a stack; nothing is made in it now.
+        if not state.lock.exists():
             return False
         with state.locked():
             return end_leftovers(state) > 0

@@ -59,6 +59,12 @@ class StackDatabase:
             await asyncio.to_thread(self._server.initialise)
         except EmbeddedPostgresError as error:
             raise StackError(str(error)) from error
+        password = self._state.password("postgres")
+        if not password.exists():
+            raise StackError(
+                f"{password} is missing, and the database was made with it; put it back, or remove"
+                f" {self._state.path} to start with nothing"
+            )
         # The lock of a killed server names a process id that may belong to somebody else by now.
         for file in self._sockets.glob(".s.PGSQL.*"):
             file.unlink(missing_ok=True)

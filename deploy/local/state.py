@@ -109,8 +109,12 @@ class StateFolder:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Holds the lock. Raises StackError that names the process which has it."""
-        with open(os.open(self.lock, os.O_RDWR | os.O_CREAT, 0o600), "r+") as file:
+        """Holds the lock. Raises StackError that names the process which has it, or why it cannot be taken."""
+        try:
+            descriptor = os.open(self.lock, os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise StackError(f"cannot use the state folder {self.path}: {error.strerror}") from error
+        with open(descriptor, "r+") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -124,8 +128,14 @@ class StateFolder:
             yield
 
     def holder(self) -> int | None:
-        """The process that runs the stack, or None."""
-        with contextlib.suppress(FileNotFoundError), open(self.lock, "r+") as file:
+        """The process that runs the stack, or None. Raises StackError when this user may not look."""
+        try:
+            descriptor = os.open(self.lock, os.O_RDONLY)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise StackError(f"cannot look into the state folder {self.path}: {error.strerror}") from error
+        with open(descriptor) as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import traceback
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
@@ -18,9 +19,24 @@ from foresight.client import Client, DataType, Field, InvalidValue
 RETRY_S = 5.0
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else.")]
+
+
+def parse_folder(text: str) -> Path:
+    """The folder of an option. Raises BadParameter when it is empty, as a variable that is not set leaves it."""
+    if not text:
+        raise typer.BadParameter("is empty")
+    return Path(text)
+
+
 State = Annotated[
     Path | None,
-    typer.Option("--state", envvar="FORESIGHT_STATE", help="State folder of the stack; default: ./var/foresight."),
+    typer.Option(
+        "--state",
+        envvar="FORESIGHT_STATE",
+        parser=parse_folder,
+        metavar="FOLDER",
+        help="State folder of the stack; default: ./var/foresight.",
+    ),
 ]
 
 
@@ -80,6 +96,8 @@ def load_module(path: Path) -> ModuleType:
     A file below the current folder gets the name that `import` has for it from there (`a/b.py` is `a.b`), so that
     its transforms are known under the same name to services started there; any other file is named by its stem.
     """
+    if path.suffix != ".py":
+        raise typer.BadParameter(f"{path.name} is not a Python file")
     path = path.resolve()
     folder = Path.cwd()
     parts = path.with_suffix("").parts
@@ -93,11 +111,24 @@ def load_module(path: Path) -> ModuleType:
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
     importlib.invalidate_caches()
-    module = importlib.import_module(name)
+    try:
+        module = importlib.import_module(name)
+    except Exception as error:  # noqa: BLE001 - a user's file may raise anything, and its author wants to know where
+        raise typer.BadParameter(f"{path.name} cannot be imported: {_raised_by(path, error)}") from None
     found = getattr(module, "__file__", None)
     if found is None or not os.path.samefile(found, path):
         raise typer.BadParameter(f"another module is called {name}; rename {path.name}")
     return module
+
+
+def _raised_by(path: Path, error: Exception) -> str:
+    """What a file raised while it was imported, and at which of its lines."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    if isinstance(error, SyntaxError) and error.filename == str(path):
+        lines = [error.lineno]
+    where = f"line {lines[-1]}: " if lines else ""
+    text = error.msg if isinstance(error, SyntaxError) else str(error)
+    return f"{where}{type(error).__name__}: {text}"
 
 
 def load_object(reference: str) -> Any:

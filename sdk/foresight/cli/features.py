@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from foresight.cli.arguments import Json, State, load_module, open_client
-from foresight.cli.files import check_columns, read_file
+from foresight.cli.files import check_columns, check_rows, read_file
 from foresight.cli.terminal import instant, show, table, working
 from foresight.client import FeatureGroup, FeatureView, Field, InvalidValue
 from foresight.client.frames import DELETED, EVENT_TIME, KNOWN_AT
@@ -93,6 +93,7 @@ def ingest(
         fields = (*described.entity_keys, EVENT_TIME, *described.features, KNOWN_AT, DELETED)
         rows = read_file(file, fields, event_time=event_time)
         check_columns(rows, file, "event_time", hint="name its column with --event-time")
+        check_rows(rows, file)
         with working({"uploading": rows.num_rows}) as progress:
             commit = client.write(group, rows, write_id=write_id or None, progress=progress)
     what = "was written before: nothing new" if commit.duplicate else "written"

@@ -5,8 +5,10 @@ In CSV an empty cell, NA, NULL and NaN are missing, unless quoted. Instants are 
 
 from __future__ import annotations
 
+import csv as text_tables
 import json
 import math
+import re
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,6 +22,7 @@ from foresight.client.frames import to_table
 from foresight.tables import arrow_type
 
 SUFFIXES = (".csv", ".parquet", ".jsonl")
+_WRONG_CELL = re.compile(r"In CSV column #(\d+): (?:Row #\d+: )?CSV conversion error to ([^:]+): (.*)")
 _MISSING = ["", "NA", "N/A", "NULL", "null", "NaN", "nan"]
 
 
@@ -38,6 +41,8 @@ def read_file(path: Path, fields: Iterable[Field], *, event_time: str = "event_t
         table = reader(path, known)
     except OSError as error:
         raise typer.BadParameter(f"cannot read {path}: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise InvalidValue(path.name, "is not text in UTF-8") from None
     for name in table.column_names:
         field = known.get(name)
         if field is not None and field.type is DataType.TIMESTAMP and pa.types.is_string(table.schema.field(name).type):
@@ -50,6 +55,12 @@ def read_file(path: Path, fields: Iterable[Field], *, event_time: str = "event_t
     if "event_time" in table.column_names:
         table = table.drop_columns(["event_time"])
     return table.rename_columns(["event_time" if name == event_time else name for name in table.column_names])
+
+
+def check_rows(table: pa.Table, path: Path) -> None:
+    """Raises InvalidValue when the table of a file is empty."""
+    if table.num_rows == 0:
+        raise InvalidValue(path.name, "has no rows")
 
 
 def check_columns(table: pa.Table, path: Path, *names: str, hint: str = "") -> None:
@@ -91,7 +102,22 @@ def _read_csv(path: Path, known: dict[str, Field]) -> pa.Table:
     try:
         return csv.read_csv(path, convert_options=options)
     except pa.ArrowInvalid as error:
-        raise InvalidValue(path.name, f"is not a table of the wanted types: {str(error).splitlines()[0]}") from None
+        raise _wrong_csv(path, _first_line(error)) from None
+
+
+def _wrong_csv(path: Path, text: str) -> InvalidValue:
+    """What Arrow says of a CSV file, with the column's name instead of its number counted from 0."""
+    if (cell := _WRONG_CELL.match(text)) is None:
+        return InvalidValue(path.name, f"is not a table of the wanted types: {text}")
+    position, type, reason = cell.groups()
+    with path.open(encoding="utf-8", newline="") as lines:
+        names = next(text_tables.reader(lines))
+    return InvalidValue(names[int(position)], f"{reason} in {path.name} is not of type {type}".removeprefix("invalid "))
+
+
+def _first_line(error: Exception) -> str:
+    """Text that a terminal can show, also of an error that quotes bytes of a file."""
+    return "".join(character if character.isprintable() else "·" for character in str(error).split("\n", 1)[0])
 
 
 def _read_parquet(path: Path, known: dict[str, Field]) -> pa.Table:
@@ -100,7 +126,7 @@ def _read_parquet(path: Path, known: dict[str, Field]) -> pa.Table:
     try:
         return parquet.read_table(path)
     except pa.ArrowInvalid as error:
-        raise InvalidValue(path.name, f"is not a Parquet file: {str(error).splitlines()[0]}") from None
+        raise InvalidValue(path.name, f"is not a Parquet file: {_first_line(error)}") from None
 
 
 def _read_jsonl(path: Path, known: dict[str, Field]) -> pa.Table:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from foresight.cli.arguments import Json, State, load_object, open_client, parse_instant
-from foresight.cli.files import check_columns, read_file, write_file
+from foresight.cli.files import check_columns, check_rows, read_file, write_file
 from foresight.cli.terminal import show, table, working
 from foresight.client import Client, ModelVersion, TrainingDataset
 from foresight.client.features import spine_fields
@@ -201,6 +201,7 @@ def _dataset_of(
 ) -> TrainingDataset:
     rows = read_file(spine, spine_fields(client.view(view)), event_time=event_time)
     check_columns(rows, spine, "event_time", hint="name its column with --event-time")
+    check_rows(rows, spine)
     with working({"uploading": rows.num_rows}) as progress:
         return client.create_training_dataset(
             name, view, rows, test_from=test_from, known_by=known_by, progress=progress

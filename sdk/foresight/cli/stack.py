@@ -75,7 +75,8 @@ def status(state: State = None, as_json: Json = False) -> None:
     from deploy.local.state import read_json, state_folder
 
     folder = state_folder(state)
-    seen = view(folder)
+    with _errors_shown():
+        seen = view(folder)
     rows = [
         {
             "service": program.service,
@@ -102,7 +103,7 @@ def status(state: State = None, as_json: Json = False) -> None:
 
 
 def logs(service: Service = None, state: State = None, follow: Follow = False, lines: Lines = 50) -> None:
-    """Show what the programs have logged: one JSON object per line."""
+    """Show what the programs have logged; the services write one JSON object per line."""
     from deploy.local.log_files import tail
     from deploy.local.state import state_folder
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import json
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,6 +31,7 @@ from foresight.client.frames import Progress
 _PIPE_COLUMNS = 240
 _FOLDED_COLUMNS_MIN = 30
 _UNBOUNDED = 100_000
+_COLUMN = re.compile(r"^arrow\.(.+)$|^columns\[([^]]+)\]$")
 _DONE = {
     "uploading": "uploaded",
     "downloading": "downloaded",
@@ -51,7 +53,8 @@ def show(as_json: bool, data: Any, *lines: RenderableType) -> None:
         return
     console = Console(width=None if sys.stdout.isatty() else _PIPE_COLUMNS)
     for line in lines:
-        console.print(line)
+        # Sentences are left to the terminal to wrap, so that paths in them can be copied.
+        console.print(line, soft_wrap=isinstance(line, str))
 
 
 def table(rows: Sequence[Mapping[str, Any]], empty: str) -> RenderableType:
@@ -127,9 +130,15 @@ def instant(value: datetime) -> str:
 def report_error(error: ForesightError | InvalidValue) -> None:
     """One red line on stderr; several violations follow it, one line each."""
     console = Console(stderr=True, highlight=False, soft_wrap=True)
-    console.print(f"[bold red]error:[/] {escape(str(error))}" if len(error.violations) < 2 else _summary(error))
-    for violation in error.violations if len(error.violations) > 1 else ():
-        console.print(f"  [red]{escape(violation.field)}[/] {escape(violation.description)}")
+    if len(error.violations) > 1:
+        console.print(_summary(error))
+        for violation in error.violations:
+            console.print(f"  [red]{escape(_named(violation.field))}:[/] {escape(violation.description)}")
+        return
+    text = str(error)
+    for violation in error.violations:
+        text = text.replace(violation.field, _named(violation.field), 1)
+    console.print(f"[bold red]error:[/] {escape(text)}")
 
 
 def note(text: str) -> None:
@@ -171,6 +180,11 @@ def _finish(bars: Bars, stages: Mapping[str, TaskID]) -> None:
     for stage, task in stages.items():
         done = max(next(t.completed for t in bars.tasks if t.id == task), 1)
         bars.update(task, description=_DONE.get(stage, stage), total=done, completed=done)
+
+
+def _named(field: str) -> str:
+    """A field of a request as a person calls it: columns by their names alone."""
+    return _COLUMN.sub(lambda found: found[1] or found[2], field)
 
 
 def _summary(error: ForesightError | InvalidValue) -> str:

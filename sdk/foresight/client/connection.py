@@ -54,9 +54,11 @@ class Target:
             stack = json.loads((folder / "foresight.json").read_text())
         except FileNotFoundError:
             raise NotConnected(f"no local stack in {folder}; start one with `foresight up`") from None
-        except (OSError, ValueError) as error:
-            raise NotConnected(f"the file foresight.json in {folder} cannot be read: {error}") from None
-        if stack.get("version") != STATE_VERSION:
+        except OSError as error:
+            raise NotConnected(f"cannot read the local stack in {folder}: {error.strerror}") from None
+        except ValueError:
+            raise NotConnected(f"foresight.json in {folder} cannot be read: it is damaged; restart the stack") from None
+        if not isinstance(stack, dict) or stack.get("version") != STATE_VERSION:
             raise NotConnected(f"the stack in {folder} was made by another version of Foresight")
         if identity not in stack["identities"]:
             raise NotConnected(f"the stack in {folder} has no identity {identity}, only {sorted(stack['identities'])}")

@@ -13,10 +13,19 @@ from deploy.local import LocalStack
 ROOT = Path(__file__).parents[3]
 
 
+def _section() -> str:
+    return (ROOT / "README.md").read_text().split("## The first ten minutes")[1].split("\n## ")[0]
+
+
+def _python() -> str:
+    """The Python of the section."""
+    (block,) = re.findall(r"```python\n(.*?)```", _section(), re.DOTALL)
+    return str(block)
+
+
 def _commands() -> list[str]:
     """The shell lines of the section, without those that start the stack."""
-    section = (ROOT / "README.md").read_text().split("## The first ten minutes")[1].split("\n## ")[0]
-    blocks = re.findall(r"```\n(.*?)```", section, re.DOTALL)
+    blocks = re.findall(r"```\n(.*?)```", _section(), re.DOTALL)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
     return [line for line in lines if line.startswith("foresight ")]
 
@@ -37,3 +46,15 @@ def test_every_command_of_the_first_ten_minutes_works(empty_stack: LocalStack) -
         )
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
         assert done.stdout.strip(), f"{command} says nothing"
+    for program in (["-c", _python()], ["examples/first_steps/service.py"]):
+        done = subprocess.run(
+            [sys.executable, *program],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert done.returncode == 0, f"{program}\n{done.stdout}\n{done.stderr}"
+        assert done.stdout.strip(), f"{program} says nothing"

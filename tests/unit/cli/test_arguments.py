@@ -9,7 +9,15 @@ import pytest
 import typer
 from sklearn.linear_model import LogisticRegression
 
-from foresight.cli.arguments import load_module, load_object, parse_instant, parse_setting, parse_settings, parse_value
+from foresight.cli.arguments import (
+    load_module,
+    load_object,
+    parse_folder,
+    parse_instant,
+    parse_setting,
+    parse_settings,
+    parse_value,
+)
 from foresight.client import DataType, Field, InvalidValue
 
 NOON = datetime(2013, 3, 1, 12, tzinfo=UTC)
@@ -99,6 +107,27 @@ def test_a_name_that_is_taken_or_impossible_is_said(tmp_path: Path) -> None:
     (tmp_path / "my-file.py").write_text("")
     with pytest.raises(typer.BadParameter, match="not a Python identifier"):
         load_module(tmp_path / "my-file.py")
+
+
+def test_what_a_file_raises_is_said_with_its_line(tmp_path: Path) -> None:
+    for name, text, said in (
+        ("broken_d", "x = 1\ny = x / 0\n", r"broken_d\.py cannot be imported: line 2: ZeroDivisionError: division"),
+        ("broken_e", "import nowhere_e\n", "line 1: ModuleNotFoundError: No module named 'nowhere_e'"),
+        ("broken_f", "x = 1\ny = (\n", "line 2: SyntaxError: '.' was never closed"),
+        ("broken_g", "import json\njson.loads('x')\n", "line 2: JSONDecodeError"),
+    ):
+        (tmp_path / f"{name}.py").write_text(text)
+        with pytest.raises(typer.BadParameter, match=said):
+            load_module(tmp_path / f"{name}.py")
+    (tmp_path / "notes.md").write_text("")
+    with pytest.raises(typer.BadParameter, match=r"notes\.md is not a Python file"):
+        load_module(tmp_path / "notes.md")
+
+
+def test_an_empty_state_folder_is_refused() -> None:
+    assert parse_folder("x y") == Path("x y")
+    with pytest.raises(typer.BadParameter, match="is empty"):
+        parse_folder("")
 
 
 def test_an_object_of_a_file_may_be_made_by_a_function(tmp_path: Path) -> None:

@@ -53,6 +53,15 @@ def test_instants_keep_their_moment_whatever_their_zone(tmp_path: Path) -> None:
     assert read_file(file, FIELDS)["event_time"].to_pylist() == [NOON, NOON]
 
 
+@pytest.mark.parametrize("suffix", [".csv", ".parquet", ".jsonl"])
+def test_bytes_that_are_no_table_are_refused_in_printable_words(tmp_path: Path, suffix: str) -> None:
+    file = tmp_path / f"t{suffix}"
+    file.write_bytes(b"a\x1b[31m\xf9,\xff\n\x80,1,2\n\x00")
+    with pytest.raises(InvalidValue) as refused:
+        read_file(file, FIELDS)
+    assert str(refused.value).isprintable()
+
+
 def test_another_column_can_be_the_event_time(tmp_path: Path) -> None:
     file = tmp_path / "t.csv"
     file.write_text("landed,event_time\n2013-03-01T12:00:00Z,2000-01-01T00:00:00Z\n")
@@ -78,7 +87,7 @@ def test_a_parquet_file_keeps_its_own_zone_only_when_it_has_one(tmp_path: Path) 
     [
         ("t.csv", "event_time\n2013-03-01T12:00:00\n", "event_time: .*has no time zone"),
         ("t.csv", "event_time\nnoon\n", "event_time: 'noon' is not an instant"),
-        ("t.csv", "seats\nmany\n", "t.csv: .*seats|t.csv: .*many"),
+        ("t.csv", "seats\nmany\n", "seats: value 'many' in t.csv is not of type int64"),
         ("t.csv", "", "t.csv: "),
         ("t.parquet", "PAR", "t.parquet: is not a Parquet file"),
         ("t.jsonl", "{", "t.jsonl: line 1 is not JSON"),

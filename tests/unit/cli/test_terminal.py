@@ -7,17 +7,19 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from foresight.cli.terminal import plain, show, table, working
+from foresight.cli.terminal import plain, report_error, show, table, working
 from foresight.client import (
     Column,
     DataType,
     FeatureStatus,
     Field,
+    InvalidArgument,
     MissingPolicy,
     VersionRef,
     ViewFeature,
     ViewSource,
 )
+from foresight.values import Violation
 
 NOON = datetime(2013, 3, 1, 12, tzinfo=UTC)
 
@@ -58,6 +60,20 @@ def test_json_is_one_document_and_nothing_else(capsys: pytest.CaptureFixture[str
 def test_a_pipe_gets_whole_lines(capsys: pytest.CaptureFixture[str]) -> None:
     show(False, None, "x" * 150)
     assert capsys.readouterr().out == "x" * 150 + "\n"
+
+
+def test_errors_call_columns_by_their_names(capsys: pytest.CaptureFixture[str]) -> None:
+    one = Violation("arrow.wnd", "is not a column of the group")
+    report_error(InvalidArgument("arrow.wnd: is not a column of the group", violations=[one]))
+    assert capsys.readouterr().err == "error: wnd: is not a column of the group\n"
+    report_error(
+        InvalidArgument("", violations=[one, Violation("columns[hour]", "is missing"), Violation("view", "x")])
+    )
+    assert capsys.readouterr().err.splitlines()[1:] == [
+        "  wnd: is not a column of the group",
+        "  hour: is missing",
+        "  view: x",
+    ]
 
 
 def test_ids_and_instants_are_never_cut() -> None:
