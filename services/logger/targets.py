@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 
 from foresight.values import Column, DataType, InvalidValue
 from foresight.values.errors import quoted
-from foresight.values.features import KEY_TYPES, KEYS_MAX
+from foresight.values.features import KEY_TYPES, VIEW_KEYS_MAX
 from services.logger.scalars import encode_scalar
 
 DIGEST_BYTES = 16
@@ -35,29 +35,29 @@ def id_of_target(target: bytes) -> str:
 def targets_of_keys(deployment: str, keys: Mapping[str, Column], event_times: Sequence[int]) -> list[bytes]:
     """The targets of n predictions: n rows of each key column and n instants in microseconds since the epoch.
 
-    The order of the columns does not matter; NULL is a key value like any other. Raises InvalidValue for a column
-    that cannot be a key.
+    The order of the columns does not matter. NULL is a key value like any other, of no type: who has only NULLs cannot
+    know the key's. Raises InvalidValue for a column that cannot be a key.
     """
     check_keys(keys)
     start = _sized(deployment.encode()) + _LENGTH.pack(len(keys))
-    columns = [(_sized(name.encode()) + _TAGS[keys[name].type], keys[name]) for name in sorted(keys)]
+    columns = [(_sized(name.encode()), _TAGS[keys[name].type], keys[name]) for name in sorted(keys)]
     targets = []
     for row, event_time in enumerate(event_times):
         parts = [start, _INSTANT.pack(event_time)]
-        for head, column in columns:
-            parts.append(head)
+        for name, tag, column in columns:
+            parts.append(name)
             if column.is_valid(row):
-                parts.append(b"\x01" + _sized(encode_scalar(column.type, column.python(row))))
+                parts.append(tag + _sized(encode_scalar(column.type, column.python(row))))
             else:
-                parts.append(b"\x00")
+                parts.append(b"0")
         targets.append(b"k" + hashlib.blake2b(b"".join(parts), digest_size=DIGEST_BYTES).digest())
     return targets
 
 
 def check_keys(keys: Mapping[str, Column]) -> None:
     """Raises InvalidValue for a column that cannot be an entity key, and for too many of them."""
-    if len(keys) > KEYS_MAX:
-        raise InvalidValue("entity_keys", f"are {len(keys)}, more than {KEYS_MAX}")
+    if len(keys) > VIEW_KEYS_MAX:
+        raise InvalidValue("entity_keys", f"are {len(keys)}, more than {VIEW_KEYS_MAX}")
     for column in keys.values():
         if column.type not in KEY_TYPES:
             raise InvalidValue(

@@ -212,13 +212,14 @@ class Deployments:
                 log.exception("deployment_not_loaded", deployment=name, exc_info=error)
             await asyncio.sleep(pause * (0.5 + self._jitter() / 2))
             pause = min(2 * pause, BACKOFF_MAX_S)
+        # Kept first: what has once answered answers after a restart, too.
+        await self._keep(served)
         # The one reference assignment: whoever reads the table sees the old one or the new one.
         self._serving = {**self._serving, name: served}
         self._causes.pop(name, None)
         self._undecided.discard(name)
         self._loading.pop(name, None)
         log.info("model_loaded", deployment=name, model=str(deployment.version.model))
-        await self._keep()
 
     async def _load(self, deployment: Deployment) -> Served:
         version = deployment.version
@@ -232,12 +233,17 @@ class Deployments:
             raise FailedPrecondition(f"the model takes {unknown[0]}, which the view {plan.ref} does not have")
         return Served(deployment, plan, await self._models.load(version, plan.view.label))
 
-    async def _keep(self) -> None:
-        """Writes what serves now, and what is wanted where nothing serves."""
+    async def _keep(self, *loaded: Served) -> None:
+        """Writes what serves now or is just loaded, what is wanted where nothing serves, and the views of all."""
         async with self._file_lock:
-            serving = self._serving
+            serving = self._serving | {s.deployment.name: s for s in loaded}
             kept = [serving[name].deployment if name in serving else d for name, d in self._wanted.items()]
             plans = {s.plan.ref: s.plan for s in serving.values()}
+            for deployment in kept:
+                ref = deployment.version.view
+                # One that a restart found in the file and has yet to load: the next restart needs it, too.
+                if ref not in plans and (known := self._views.known(ref)) is not None:
+                    plans[ref] = known
             sections = [self._source.pack(kept), *(self._packer.pack_view(p.view) for p in plans.values())]
             await asyncio.to_thread(self._file.write, sections)
 

@@ -97,6 +97,11 @@ class Incarnation:
         """Bytes of its segments."""
         return sum(segment.size for segment in self.segments)
 
+    @property
+    def shipped(self) -> bool:
+        """Whether everything that was written is acknowledged."""
+        return self.cursor.expected > self.highest
+
     def items(self) -> Iterator[Spooled | Lost]:
         """What is not acknowledged, in order of numbers, read from the files as they are now.
 
@@ -130,7 +135,7 @@ class Incarnation:
 
     def remove_last(self) -> None:
         """Removes the last segment, closed for writing, when everything is acknowledged."""
-        if self._position_written and len(self.segments) == 1 and self.cursor.expected > self.highest:
+        if self._position_written and len(self.segments) == 1 and self.shipped:
             self.remove_first()
 
     def remove_first(self) -> None:

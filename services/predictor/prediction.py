@@ -19,7 +19,7 @@ from typing import Protocol
 import numpy as np
 
 from foresight.transforms import TransformSet, Untrusted
-from foresight.values import Column, InvalidValue
+from foresight.values import Column
 from services.predictor.deployments import Served
 from services.predictor.plans import ViewPlan
 from services.predictor.policies import Missing, ResolvedFeature, apply_policies, missing_of
@@ -30,7 +30,7 @@ from services.predictor.telemetry import Telemetry
 from services.predictor.vectors import NO_VECTORS, Vectors, VectorSource
 from services.predictor.versions import VersionRef
 from services.runtime.clock import Clock
-from services.runtime.errors import FailedPrecondition, LimitExceeded, ServiceError, TransformMismatch
+from services.runtime.errors import FailedPrecondition, LimitExceeded, TransformMismatch
 from services.runtime.ids import new_id
 
 LOOKUP_TIMEOUT_MAX_S = 5.0
@@ -188,8 +188,6 @@ def apply_transforms(transforms: TransformSet, plan: ViewPlan, columns: Mapping[
             return tuple(transforms.apply(plan.transforms, columns))
     except Untrusted as error:
         raise TransformMismatch(str(error), view=str(plan.ref)) from error
-    except (ServiceError, InvalidValue):
-        raise
     except Exception as error:  # The function is the user's own and may raise anything.
         raise FailedPrecondition(
             "an on-demand transform of the view fails on these values", view=str(plan.ref)

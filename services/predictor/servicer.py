@@ -9,6 +9,8 @@ import grpc
 from foresight.feature_store.v1 import online_pb2
 from foresight.predictor.v1 import prediction_pb2, prediction_pb2_grpc
 from foresight.types.v1 import types_pb2
+from foresight.values import InvalidValue
+from foresight.values.features import REQUEST_FEATURES_MAX, VIEW_KEYS_MAX
 from foresight.wire import decode_columns, decode_optional_instant, encode_column, encode_instant
 from services.predictor.deployments import Deployments, ServingState
 from services.predictor.prediction import Answer, Predictor, Request
@@ -18,6 +20,8 @@ from services.predictor.versions import VersionRef
 from services.runtime.boundary import request_id_of
 from services.runtime.identity import caller_of
 
+# No view has more.
+COLUMNS_MAX = VIEW_KEYS_MAX + REQUEST_FEATURES_MAX
 # The logger keeps no longer ones.
 CALLER_CHARACTERS_MAX = 1_024
 SERVICE = prediction_pb2.DESCRIPTOR.services_by_name["PredictionService"].full_name
@@ -67,6 +71,8 @@ class PredictionServicer(prediction_pb2_grpc.PredictionServiceServicer):
 
 
 def _decode_request(request: prediction_pb2.PredictRequest, context: Context) -> Request:
+    if len(request.columns) > COLUMNS_MAX:
+        raise InvalidValue("columns", f"are {len(request.columns)}, more than {COLUMNS_MAX}")
     return Request(
         deployment=request.deployment,
         columns=decode_columns(request.columns, "columns"),

@@ -16,7 +16,6 @@ QUARANTINE_BYTES_MAX. At the first, and when the disk is full, `append` raises S
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import os
 import threading
@@ -42,6 +41,7 @@ _QUARANTINE = "quarantine"
 
 Write = Callable[[int, bytes], int]
 Truncate = Callable[[int, int], None]
+Sync = Callable[[int], None]
 
 
 class SpoolInUse(Exception):
@@ -81,7 +81,7 @@ class SpooledIncarnation:
 
 
 class Spool:
-    """The spool of one replica; `write` and `truncate` are those of `os`, replaced in tests of full disks."""
+    """The spool of one replica; `write`, `truncate` and `datasync` are those of `os`, replaced in tests of disks."""
 
     def __init__(
         self,
@@ -93,6 +93,7 @@ class Spool:
         fsync: bool = False,
         write: Write = os.write,
         truncate: Truncate = os.ftruncate,
+        datasync: Sync = os.fdatasync,
         segment_bytes_max: int = SEGMENT_BYTES_MAX,
     ) -> None:
         """Opens the folder and reads what earlier incarnations left. Raises SpoolInUse, and OSError.
@@ -109,13 +110,18 @@ class Spool:
         self._segment_bytes_max = segment_bytes_max
         self._write = write
         self._truncate = truncate
+        self._datasync = datasync
         self._fsync = fsync
+        self._folder_changed = False
         self._fd = -1
         self._fd_lock = threading.Lock()
         self.accepting = True
         self._earlier = [Incarnation(path, live=False) for path in _incarnations(self._folder)]
         (self._folder / incarnation).mkdir(mode=0o700)
         self._live = Incarnation(self._folder / incarnation, live=True)
+        if fsync:
+            for path in (folder, self._folder):
+                _sync_folder(path)
 
     @property
     def incarnation(self) -> str:
@@ -139,7 +145,7 @@ class Spool:
         """
         if not self.accepting:
             raise SpoolFull("the spool cannot be written", limit="spool")
-        if self.size + len(payload) + FRAME_BYTES > self._bytes_max:
+        if not self._has_room(len(payload) + FRAME_BYTES):
             raise SpoolFull("the spool is full until records are shipped", limit="spool_bytes_max")
         live = self._live
         first = live.highest + 1
@@ -160,11 +166,17 @@ class Spool:
     def sync(self) -> None:
         """Waits until everything appended is on the disk; for a thread. Raises SpoolFull when the disk fails."""
         with self._fd_lock:
-            if self._fd >= 0:
-                try:
-                    os.fdatasync(self._fd)
-                except OSError as error:
-                    raise SpoolFull("the disk of the spool is full or failing", limit="disk") from error
+            if not self.accepting:
+                raise SpoolFull("the spool cannot be written", limit="spool")
+            changed, self._folder_changed = self._folder_changed, False
+            try:
+                if self._fd >= 0:
+                    self._datasync(self._fd)
+                if changed:
+                    _sync_folder(self._live.folder)
+            except OSError as error:
+                self._folder_changed |= changed
+                raise SpoolFull("the disk of the spool is full or failing", limit="disk") from error
 
     def next_batch(self, records_max: int, bytes_max: int) -> Batch | None:
         """The oldest items that are not acknowledged, or None; one record at least, however large."""
@@ -187,7 +199,7 @@ class Spool:
         gone = batch.items if incarnation.live else batch.records
         incarnation.acknowledge(batch.items[-1].end, sum(item.count for item in gone))
         live = self._live
-        if live.segments and live.cursor.expected > live.highest and live.segments[-1].size >= SEGMENT_BYTES_KEPT:
+        if live.shipped and live.segments and live.segments[-1].size >= SEGMENT_BYTES_KEPT:
             self._close_segment()
 
     def tidy(self) -> None:
@@ -231,6 +243,12 @@ class Spool:
             incarnation.close()
         os.close(self._lock_fd)
 
+    def _has_room(self, size: int) -> bool:
+        """Whether so many bytes fit; a segment that is kept although it is acknowledged goes first."""
+        if self.size + size > self._bytes_max and self._live.shipped:
+            self._close_segment()
+        return self.size + size <= self._bytes_max
+
     def _segment(self, first: int) -> Segment:
         """The segment to append to; a new one is named by the number that it begins with."""
         live = self._live
@@ -243,6 +261,7 @@ class Spool:
             except OSError as error:
                 raise SpoolFull("the disk of the spool is full or failing", limit="disk") from error
             live.segments.append(Segment(first, path, 0))
+            self._folder_changed = True
         return live.segments[-1]
 
     def _write_whole(self, data: bytes) -> None:
@@ -262,9 +281,13 @@ class Spool:
     def _close_segment(self) -> None:
         """Ends the current segment, and removes it when all of it is acknowledged."""
         with self._fd_lock:
-            if self._fd >= 0 and self._fsync:
-                with contextlib.suppress(OSError):
-                    os.fdatasync(self._fd)
+            if self._fd >= 0 and self._fsync and not self._live.shipped:
+                try:
+                    self._datasync(self._fd)
+                except OSError as error:
+                    # Whoever still waits for these records must not be answered.
+                    self.accepting = False
+                    log.critical("spool_closed", error=error.strerror)
             self._close_fd()
         self._live.remove_last()
 
@@ -282,6 +305,15 @@ def _lock(folder: Path) -> int:
         os.close(fd)
         raise SpoolInUse(f"another process has the spool of the replica {folder.name}") from None
     return fd
+
+
+def _sync_folder(folder: Path) -> None:
+    """Brings the names in a folder to the disk."""
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def _incarnations(folder: Path) -> list[Path]:

@@ -9,7 +9,8 @@ from foresight.values import FeatureView
 from services.predictor.plans import ViewPlan, plan_view
 from services.predictor.versions import VersionRef
 
-VIEWS_MAX = 64
+# More than there are deployments, whose views a restart finds in the serving file only.
+VIEWS_MAX = 1_024
 
 
 class ViewSource(Protocol):
@@ -35,6 +36,10 @@ class ViewCatalogue:
             self.remember(plan)
         self._plans.move_to_end(ref)
         return plan
+
+    def known(self, ref: VersionRef) -> ViewPlan | None:
+        """The plan, if it is remembered."""
+        return self._plans.get(ref)
 
     def remember(self, plan: ViewPlan) -> None:
         """Takes a plan that came from elsewhere."""

@@ -136,9 +136,9 @@ def bind_request(context: grpc.aio.ServicerContext[Any, Any]) -> str:
 
 
 def request_id_of(context: grpc.aio.ServicerContext[Any, Any]) -> str:
-    """The `x-request-id` of a call, at most 64 printable characters; empty without one."""
+    """The `x-request-id` of a call, at most 64 printable ASCII characters; empty without one."""
     for key, value in context.invocation_metadata() or ():
-        if key == REQUEST_ID_HEADER and isinstance(value, str) and value.isprintable():
+        if key == REQUEST_ID_HEADER and isinstance(value, str) and value.isascii() and value.isprintable():
             return value[:REQUEST_ID_BYTES_MAX]
     return ""
 

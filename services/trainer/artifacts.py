@@ -10,8 +10,12 @@ import tempfile
 from pathlib import Path
 from typing import Protocol
 
+import structlog
+
 from foresight.values import InvalidValue
-from services.runtime.errors import DataLoss, NotFound
+from services.runtime.errors import DataLoss, LimitExceeded, NotFound
+
+log = structlog.get_logger()
 
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 
@@ -20,7 +24,10 @@ class ArtifactStore(Protocol):
     """Where artifacts live."""
 
     async def put(self, artifact: bytes) -> str:
-        """Stores the bytes durably and answers their SHA-256; storing the same bytes again changes nothing."""
+        """Stores the bytes durably and answers their SHA-256; storing the same bytes again changes nothing.
+
+        Raises LimitExceeded when there is no room for them.
+        """
         ...
 
     async def get(self, sha256: str) -> bytes:
@@ -36,7 +43,11 @@ class FolderArtifacts:
 
     async def put(self, artifact: bytes) -> str:
         """See ArtifactStore; the file appears whole or not at all."""
-        return await asyncio.to_thread(self._put, artifact)
+        try:
+            return await asyncio.to_thread(self._put, artifact)
+        except OSError as error:
+            log.error("artifact_not_stored", error=error.strerror)
+            raise LimitExceeded("the disk of the model artifacts is full or failing", limit="disk") from error
 
     async def get(self, sha256: str) -> bytes:
         """See ArtifactStore."""

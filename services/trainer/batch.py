@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from foresight.scoring import OnnxModel
 from foresight.tables import column_to_arrow
-from foresight.values import Column, DataType, FeatureView, micros_from_instant
+from foresight.values import Column, FeatureView, micros_from_instant
 from services.runtime.clock import Clock
 from services.runtime.database import Database
 from services.runtime.errors import AlreadyExists
@@ -28,7 +28,7 @@ from services.trainer.postgres.sink import Sink
 from services.trainer.progress import Progress, Report
 from services.trainer.registry import LIST_MAX, Registry
 from services.trainer.rows import columns, select
-from services.trainer.scorers import Scorers
+from services.trainer.scorers import Scorers, score_rows
 from services.trainer.turns import Turns
 
 AT_ONCE = 2
@@ -151,19 +151,16 @@ def _spine(rows: pa.Table, view: FeatureView, event_time: datetime, of: str) -> 
 
 
 def _score(model: OnnxModel, features: pa.Table) -> list[Column]:
-    """The outputs; a number that the model cannot give (NaN, for a NULL that it does not take) is NULL."""
-    inputs = model.signature.inputs
+    """The outputs; those of a row that the model has no answer for (NaN, for a NULL that it does not take) are NULL."""
+    signature = model.signature
     if not features.num_rows:
-        return [Column.nulls(field, 0) for field in model.signature.outputs]
-    outputs = model.score(columns(features, inputs))
-    return [_without_nan(column) for column in outputs]
-
-
-def _without_nan(column: Column) -> Column:
-    if column.type is not DataType.FLOAT64 or np.isfinite(column.values).all():
-        return column
-    valid = np.isfinite(column.values)
-    return Column(column.name, column.type, np.where(valid, column.values, 0.0), valid)
+        return [Column.nulls(field, 0) for field in signature.outputs]
+    raw = score_rows(model, columns(features, signature.inputs))
+    answered = np.isfinite(raw).reshape(len(raw), -1).all(axis=1)
+    if answered.all():
+        return model.decode(raw)
+    raw[~answered] = 0
+    return [Column(c.name, c.type, c.values, answered) for c in model.decode(raw)]
 
 
 def _sink_rows(

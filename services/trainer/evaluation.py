@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-from foresight.scoring import OnnxModel, Signature, model_input
+from foresight.scoring import OnnxModel, Signature
 from foresight.values import Field
 from services.runtime.errors import FailedPrecondition
 from services.runtime.threads import in_thread
@@ -15,7 +15,7 @@ from services.trainer.measures import measure
 from services.trainer.models import DatasetSelection, ModelMetrics, ModelVersion, VersionRef
 from services.trainer.registry import Registry
 from services.trainer.rows import columns, labelled, select
-from services.trainer.scorers import Scorers
+from services.trainer.scorers import Scorers, score_rows
 
 
 class Evaluation:
@@ -58,8 +58,7 @@ def measure_rows(model: OnnxModel, table: pa.Table, label: Field) -> dict[str, f
     of = "the dataset"
     features = columns(select(table, signature.inputs, of), signature.inputs)
     labels = columns(select(table, [label], of), [label])[label.name]
-    raw = model.score_raw({name: model_input(column) for name, column in features.items()})
-    return measure(signature, raw, labels)
+    return measure(signature, score_rows(model, features), labels)
 
 
 def _check_fits(version: ModelVersion, manifest: DatasetManifest) -> None:

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any
 
-from foresight.scoring import OnnxModel
+import numpy as np
+import structlog
+from numpy.typing import NDArray
+
+from foresight.scoring import OnnxModel, model_input
+from foresight.values import Column, InvalidValue
+from services.runtime.errors import FailedPrecondition
 from services.runtime.threads import in_thread
 from services.trainer.artifacts import ArtifactStore
 from services.trainer.models import ModelVersion
+
+log = structlog.get_logger()
 
 LOADED_MAX = 8
 
@@ -32,3 +42,19 @@ class Scorers:
         while len(self._loaded) > LOADED_MAX:
             self._loaded.popitem(last=False)
         return known
+
+
+def score_rows(model: OnnxModel, features: Mapping[str, Column]) -> NDArray[Any]:
+    """What `OnnxModel.score_raw` gives for stored rows; NaN where the model has no answer. Blocks.
+
+    Raises FailedPrecondition when the model cannot take a value: it depends on what is stored, not on the caller.
+    """
+    try:
+        # A double beyond the range of float32 becomes an infinity, as online.
+        with np.errstate(over="ignore"):
+            return model.score_raw({name: model_input(column) for name, column in features.items()})
+    except InvalidValue as error:
+        raise FailedPrecondition(f"the feature {error}", feature=error.violations[0].field) from error
+    except Exception as error:  # ONNX Runtime has no public base of its errors, and a pipeline may refuse any text.
+        log.warning("scoring_failed", error=type(error).__name__)
+        raise FailedPrecondition("the model cannot score these rows; one has a value that it refuses") from error

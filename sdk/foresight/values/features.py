@@ -24,6 +24,8 @@ FEATURES_MAX = 512
 # A log-derived group holds a view's features, its entity keys, and the outputs and origin of predictions.
 DERIVED_FEATURES_MAX = 1_500
 SOURCES_MAX = 32
+# No two sources of a view need to share a key.
+VIEW_KEYS_MAX = SOURCES_MAX * KEYS_MAX
 REQUEST_FEATURES_MAX = 256
 TRANSFORMS_MAX = 64
 MAX_AGE_MAX = timedelta(days=36_525)

@@ -6,13 +6,16 @@ import dataclasses
 from datetime import datetime, timedelta
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from sqlalchemy import text
 
 from services.runtime.errors import AlreadyExists, FailedPrecondition, NotFound
 from services.trainer.batch import BatchJob
-from services.trainer.models import VersionRef
+from services.trainer.models import DatasetSelection, VersionRef
 from services.trainer.progress import Progress
+from services.trainer.specification import Value
 from tests.integration.trainer.rig import NOW, Trainer, schedule
 from tests.unit.trainer.specifications import by_column, pipeline, spec
 
@@ -129,8 +132,36 @@ async def test_a_score_that_the_model_cannot_give_is_null(trainer: Trainer) -> N
     await trainer.registry.set_deployment("delays", VersionRef("late"))
     trainer.store.schedule = schedule(4)
     await trainer.batch.run(JOB, lambda _: None)
-    probabilities = [row["prediction_probability"] for row in await _sink(trainer)]
-    assert [p is None for p in probabilities] == [True, False, True, False]
+    rows = await _sink(trainer)
+    for output in ("prediction_probability", "prediction_label"):
+        assert [row[output] is None for row in rows] == [True, False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("step", "trained_on", "reason"),
+    [
+        (("numbers", "passthrough", ["hour"]), ["clear", "grey"], "hour: holds an integer beyond"),
+        (("texts", spec("preprocessing.OneHotEncoder"), ["sky"]), ["clear"], "a value that it refuses"),
+    ],
+    ids=["too many digits", "unknown category"],
+)
+async def test_a_stored_value_that_the_model_refuses_is_a_failed_precondition(
+    trainer: Trainer, step: tuple[str, Value, list[str]], trained_on: list[str], reason: str
+) -> None:
+    """It is no fault of the caller's, and no bug."""
+    table = trainer.store.tables["jan"]
+    trainer.store.add("jan", table.filter(pc.is_in(table["sky"], pa.array(trained_on))))
+    model = ("model", spec("tree.DecisionTreeClassifier"))
+    await trainer.train("late", pipeline(("prepare", by_column(step)), model))
+    await trainer.registry.set_deployment("delays", VersionRef("late"))
+    rows = schedule(4)
+    huge = pa.array([2**60] * 4, pa.int64())
+    trainer.store.schedule = rows.set_column(rows.column_names.index("hour"), "hour", huge)
+    with pytest.raises(FailedPrecondition, match=reason):
+        await trainer.batch.run(JOB, lambda _: None)
+    trainer.store.add("feb", table.set_column(table.column_names.index("hour"), "hour", pa.array([2**60] * len(table))))
+    with pytest.raises(FailedPrecondition, match=reason):
+        await trainer.evaluation.evaluate([VersionRef("late")], DatasetSelection("feb"))
 
 
 def test_a_run_is_the_same_only_with_the_same_content() -> None:

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from foresight.logger.v1 import prediction_log_pb2
 from foresight.values import Column, DataType, InvalidValue
-from services.logger.codec import cut_record
+from foresight.wire import encode_column
+from services.logger.codec import cut_record, decode_append
 from services.logger.records import Incarnation, KnownPrediction, LogRecord, QuarantinedRange, sort_out
 from services.logger.scalars import decode_scalar, encode_rows, encode_scalar
 from services.logger.targets import id_of_target, target_of_id, targets_of_keys
@@ -110,8 +111,25 @@ def target(situation: tuple[str, dict[str, Key], int], *, backwards: bool = Fals
 def test_targets_are_equal_exactly_when_deployment_keys_and_time_are(
     one: tuple[str, dict[str, Key], int], two: tuple[str, dict[str, Key], int]
 ) -> None:
-    # True == 1 in Python, but not as keys: the type is part of the situation.
-    assert (target(one) == target(two, backwards=True)) == (one == two)
+    assert (target(one) == target(two, backwards=True)) == (known(one) == known(two))
+
+
+def known(situation: tuple[str, dict[str, Key], int]) -> object:
+    """What a client knows: the type of a value (True == 1 in Python, but not as keys), not that of a NULL."""
+    deployment, keys, event_time = situation
+    return (
+        deployment,
+        {name: None if value is None else (type, value) for name, (type, value) in keys.items()},
+        event_time,
+    )
+
+
+def test_a_prediction_may_have_as_many_keys_as_a_view() -> None:
+    message = record(new_incarnation(), 1)
+    columns = [Column.build(f"key_{i}", DataType.INT64, [i] * len(message.prediction_ids)) for i in range(32)]
+    message.entity_keys.extend(encode_column(column) for column in columns)
+    (decoded,), _ = decode_append(prediction_log_pb2.AppendRecordsRequest(records=[message]))
+    assert decoded.payload == message.SerializeToString()
 
 
 def test_a_target_of_an_id_is_never_one_of_keys() -> None:

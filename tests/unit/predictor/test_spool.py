@@ -146,6 +146,18 @@ def test_the_bound_counts_what_earlier_lives_left(tmp_path: Path) -> None:
     second.close()
 
 
+def test_a_small_spool_takes_records_again_when_they_are_shipped(tmp_path: Path) -> None:
+    """Also when its bound is below the size up to which a shipped segment is kept."""
+    spool = open_spool(tmp_path, "life-1", bytes_max=1 << 16)
+    for _ in range(3):
+        first = spool.append(b"a" * 40_000, 1)
+        with pytest.raises(SpoolFull):
+            spool.append(b"b" * 40_000, 1)
+        assert shipped(spool) == [(first, b"a" * 40_000)]
+    assert first == 3
+    spool.close()
+
+
 def test_two_processes_of_one_replica_are_refused(spool: Spool, tmp_path: Path) -> None:
     """With a clear message; another replica is welcome."""
     with pytest.raises(SpoolInUse, match="replica"):
@@ -258,4 +270,19 @@ def test_acknowledged_segments_leave_the_disk(tmp_path: Path) -> None:
     assert spool.append(b"y", 1) == 13
     assert shipped(spool) == [(13, b"y")]
     spool.sync()
+    spool.close()
+
+
+def test_nobody_is_answered_whose_segment_did_not_reach_the_disk(tmp_path: Path) -> None:
+    """The disk fails when a segment is closed, by a later record, before the earlier one was waited for."""
+
+    def failing(fd: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    spool = Spool(tmp_path, "replica", "life-1", bytes_max=ROOM, fsync=True, segment_bytes_max=300, datasync=failing)
+    spool.append(b"a" * 300, 1)
+    spool.append(b"b", 1)
+    assert not spool.accepting
+    with pytest.raises(SpoolFull):
+        spool.sync()
     spool.close()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from foresight.values import InvalidValue
-from services.runtime.errors import DataLoss, NotFound
+from services.runtime.errors import DataLoss, LimitExceeded, NotFound
 from services.trainer.artifacts import FolderArtifacts
 
 
@@ -28,6 +28,14 @@ async def test_damaged_bytes_are_data_loss_and_storing_them_again_repairs_them(t
         await store.get(sha256)
     assert await store.put(b"model") == sha256
     assert await store.get(sha256) == b"model"
+
+
+async def test_a_folder_that_takes_no_files_is_a_limit_that_names_no_path(tmp_path: Path) -> None:
+    """As on a full disk; the caller is told, and it is no bug."""
+    (tmp_path / "artifacts").write_bytes(b"no folder")
+    with pytest.raises(LimitExceeded) as refused:
+        await FolderArtifacts(tmp_path / "artifacts").put(b"model")
+    assert refused.value.message == "the disk of the model artifacts is full or failing"
 
 
 async def test_an_unknown_digest_is_not_found(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from google.rpc import error_details_pb2, status_pb2
 from foresight.logger.v1 import outcome_pb2, prediction_log_pb2
 from foresight.types.v1 import types_pb2
 from foresight.values import DataType
+from foresight.values.features import VIEW_KEYS_MAX
 from services.runtime.ids import new_id
 from tests.integration.logger.rig import (
     Logger,
@@ -200,7 +201,7 @@ def with_nan() -> Outcomes:
     return request
 
 
-NINE_KEYS = [column(f"k{i}", DataType.INT64, [1]) for i in range(7)]
+TOO_MANY_KEYS = [column(f"k{i}", DataType.INT64, [1]) for i in range(VIEW_KEYS_MAX)]
 BAD_OUTCOMES: list[tuple[str, Outcomes, str]] = [
     ("nothing", Outcomes(), "values"),
     ("no rows", by_id([], []), "values"),
@@ -221,7 +222,7 @@ BAD_OUTCOMES: list[tuple[str, Outcomes, str]] = [
     ("fewer keys than values", with_key(column("x", DataType.INT64, [])), "entity_keys[x]"),
     ("a float key", with_key(column("x", DataType.FLOAT64, [1.0])), "entity_keys"),
     ("a key twice", with_key(column("flight", DataType.INT64, [1])), "entity_keys"),
-    ("nine keys", with_key(*NINE_KEYS), "entity_keys"),
+    ("more keys than a view can have", with_key(*TOO_MANY_KEYS), "entity_keys"),
 ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import hashlib
+import shutil
 from pathlib import Path
 
 import grpc
@@ -158,7 +159,6 @@ async def test_a_restarted_predictor_serves_without_trainer_and_registry(rig: Ri
     async with rig.predictor() as replica:
         await until(lambda: replica.deployments.ready)
         await replica.stub.Predict(ask())
-        await until(lambda: (rig.folder / "cache/serving").exists())
     await rig.stop("trainer")
     views, rig.features.views = rig.features.views, {}
     async with rig.predictor() as replica:
@@ -168,6 +168,28 @@ async def test_a_restarted_predictor_serves_without_trainer_and_registry(rig: Ri
         await rig.deploy_flights(2, bias=1.0)
         await rig.start("trainer")
         await until(lambda: states(replica)["late_flights"] == (2, ""))
+
+
+async def test_a_restart_that_is_cut_off_loses_no_view(rig: Rig) -> None:
+    """The next one serves without trainer and registry all the same."""
+    async with rig.predictor() as replica:
+        await until(lambda: replica.deployments.ready)
+    await rig.stop("trainer")
+    views, rig.features.views = rig.features.views, {}
+    file = rig.folder / "cache/serving"
+    first, written = file.read_bytes(), file.stat().st_mtime_ns
+    # Nothing can be loaded in this life: its artifact is gone for the moment.
+    (rig.folder / "cache/artifacts").rename(rig.folder / "elsewhere")
+    async with rig.predictor() as replica:
+        await until(lambda: file.stat().st_mtime_ns > written)
+        assert states(replica)["late_flights"][0] is None
+    assert file.read_bytes() == first
+    shutil.rmtree(rig.folder / "cache/artifacts")
+    (rig.folder / "elsewhere").rename(rig.folder / "cache/artifacts")
+    async with rig.predictor() as replica:
+        await until(lambda: replica.deployments.ready)
+        rig.features.views = views
+        await replica.stub.Predict(ask())
 
 
 async def test_a_damaged_serving_table_or_artifact_is_fetched_anew(rig: Rig) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
+from typing import Any
 
 import grpc
 import numpy as np
@@ -13,9 +14,12 @@ import pytest
 
 from foresight.feature_store.v1 import online_pb2, registry_pb2
 from foresight.predictor.v1 import prediction_pb2
-from foresight.transforms import source_sha256
+from foresight.transforms import TransformSet, source_sha256
 from foresight.values import Column, DataType, Field, Transform
 from foresight.wire import decode_column, decode_instant
+from services.predictor.plans import plan_view
+from services.predictor.prediction import apply_transforms
+from services.runtime.errors import FailedPrecondition
 from services.runtime.status import error_metadata
 from tests.wire.predictor import transforms
 from tests.wire.predictor.rig import NOW, Replica, Rig, artifact, ask, flight_view, micros, model_version, until
@@ -200,6 +204,17 @@ async def test_a_failing_transform_is_told_apart_from_a_bug(rig: Rig, replica: R
     error = await failure(replica.stub.Predict(ask(deployment="inverse")))
     assert error.code() is grpc.StatusCode.FAILED_PRECONDITION
     await replica.stub.Predict(ask(deployment="inverse", hour=Column.build("hour", DataType.FLOAT64, [2.0])))
+
+
+@pytest.mark.parametrize("function", [transforms.fails_on_zero, transforms.odd_text])
+def test_whatever_a_transform_gives_is_no_fault_of_the_callers(function: Callable[[Any], Any]) -> None:
+    type = DataType.STRING if function is transforms.odd_text else DataType.FLOAT64
+    named = f"{transforms.__name__}:{function.__name__}"
+    transform = Transform(Field("made", type), named, source_sha256(function), ("hour",))
+    plan = plan_view(flight_view(transforms=(transform,)))
+    hours = {"hour": Column.build("hour", DataType.FLOAT64, [0.0])}
+    with pytest.raises(FailedPrecondition):
+        apply_transforms(TransformSet([transforms.__name__]), plan, hours)
 
 
 async def test_a_future_row_is_not_served(rig: Rig, replica: Replica) -> None:

@@ -87,6 +87,10 @@ INVALID = {
         with_columns(types_pb2.Column(name="../\u202e" * 40, float64_values=floats(values=[1.0]))),
         "columns[",
     ),
+    "more columns than a view can have": (
+        with_columns(*(types_pb2.Column(name=f"c{i}", bool_values=types_pb2.BoolValues()) for i in range(600))),
+        "columns",
+    ),
     "no rows": (ask(0), "columns"),
     "too many rows": (ask(1_025), "columns"),
     "a NUL in a text": (with_text("a\0b"), "columns[route]"),

@@ -15,3 +15,8 @@ def total_delay(delay: Any, hour: Any) -> Any:
 def fails_on_zero(hour: Any) -> Any:
     """Infinite at hour 0."""
     return 1.0 / hour
+
+
+def odd_text(hour: Any) -> Any:
+    """Not in Unicode's normal form C."""
+    return np.full(len(hour), "e\u0301", np.object_)
