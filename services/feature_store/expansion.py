@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -29,7 +30,14 @@ def unpacked_bytes(data: bytes) -> int:
 
 def expanded_bytes(table: pa.Table) -> int:
     """Bytes of a table whose dictionaries and views are written out, at least one per value."""
+    if all(_is_plain(type) for type in table.schema.types):
+        return int(max(table.nbytes, table.num_rows * table.num_columns))
     return sum(_array_bytes(chunk) for column in table.columns for chunk in column.chunks)
+
+
+def _is_plain(type: pa.DataType) -> bool:
+    """Whether all bytes of a column are its own."""
+    return bool(pa.types.is_primitive(type) or pa.types.is_string(type) or pa.types.is_large_string(type))
 
 
 def _array_bytes(array: pa.Array) -> int:
@@ -42,7 +50,9 @@ def _array_bytes(array: pa.Array) -> int:
         # Of other types none is wider than this, unless it is nested.
         return n * max(1, _FIXED_BYTES_MAX if pa.types.is_primitive(values.type) else _array_bytes(values))
     if pa.types.is_string_view(type) or pa.types.is_binary_view(type):
-        return n + int(pc.sum(pc.binary_length(array)).as_py() or 0)
+        # A view is 16 bytes and starts with the length; Arrow has no function for it.
+        views = np.frombuffer(array.buffers()[1], np.int32)[4 * array.offset : 4 * (array.offset + n) : 4]
+        return n + int(views.astype(np.int64)[np.asarray(array.is_valid())].sum())
     if pa.types.is_fixed_size_list(type):
         # Items without bytes can be any number.
         items = n * type.list_size

@@ -24,7 +24,8 @@ SMALL_BYTES_MAX = 64 << 10
 class TablesInTransit:
     """Counts the bytes of tables that are arriving."""
 
-    def __init__(self) -> None:
+    def __init__(self, bytes_max: int = IN_TRANSIT_BYTES_MAX) -> None:
+        self._bytes_max = bytes_max
         self._held = 0
 
     @contextlib.contextmanager
@@ -37,7 +38,7 @@ class TablesInTransit:
             self._held -= upload.bytes
 
     def _hold(self, count: int) -> None:
-        if self._held + count > IN_TRANSIT_BYTES_MAX:
+        if self._held + count > self._bytes_max:
             raise LimitExceeded("too many tables are being sent at once; repeat later", limit="bytes_in_transit")
         self._held += count
 
