@@ -12,7 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
-from deploy.local.leftovers import end_leftovers
+import psutil
+
+from deploy.local.leftovers import Birth, end_leftovers
 from deploy.local.log_files import open_log, tail
 from deploy.local.ports import DEFAULT_GATEWAY_PORT, DEFAULT_METRICS_PORT
 from deploy.local.state import Json, StackError, StateFolder, read_json
@@ -135,13 +137,22 @@ def stop_running(state: StateFolder) -> bool:
             return False
         with state.locked():
             return end_leftovers(state) > 0
+    supervisor = _process(holder)
     os.kill(holder, signal.SIGTERM)
     deadline = time.monotonic() + STOP_TIMEOUT_S
-    while state.holder() == holder:
+    # It gives the lock back shortly before it ends.
+    while state.holder() == holder or (supervisor is not None and supervisor.process() is not None):
         if time.monotonic() > deadline:
             raise StackError(f"process {holder} did not stop within {STOP_TIMEOUT_S:g} s; see {state.logs}")
         time.sleep(_POLL_S)
     return True
+
+
+def _process(pid: int) -> Birth | None:
+    try:
+        return Birth.of(pid)
+    except psutil.NoSuchProcess:
+        return None
 
 
 def _arguments(state: StateFolder, gateway_port: int, metrics_port: int, transform_modules: Sequence[str]) -> list[str]:

@@ -60,7 +60,8 @@ def main() -> None:
         counts = client.record_outcomes(
             values=[True, False], observed_at=[datetime.now(UTC)] * len(ids), prediction_ids=ids
         )
-    print(f"{len(ids)} predictions answered, {counts.matched} outcomes matched: {', '.join(ids)}")
+    print(f"{len(ids)} predictions answered: {', '.join(ids)}")
+    print(f"outcomes: {counts.matched} matched at once, {counts.held} held until their predictions are logged")
 
 
 def _table(name: str) -> pd.DataFrame:

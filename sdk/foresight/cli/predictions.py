@@ -97,7 +97,8 @@ def outcomes(
                 revisions=rows["revision"].to_pylist() if "revision" in rows.column_names else None,
                 progress=progress,
             )
-    line = f"[green]✓[/] {counts.matched:,} matched · {counts.held:,} held · {counts.duplicates:,} known already"
+    held = f"{counts.held:,} held until their predictions are logged"
+    line = f"[green]✓[/] {counts.matched:,} matched · {held} · {counts.duplicates:,} known already"
     show(as_json, counts, line)
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -61,7 +64,8 @@ def up(
     from deploy.local.stack import StackOptions
     from deploy.local.state import state_folder
 
-    options = StackOptions(state_folder(state), gateway_port, metrics_port, tuple(transforms or ()))
+    modules = tuple(map(_importable, transforms or ()))
+    options = StackOptions(state_folder(state), gateway_port, metrics_port, modules)
     with _errors_shown():
         if detach:
             _run_detached(options, as_json)
@@ -136,6 +140,20 @@ def down(state: State = None, as_json: Json = False) -> None:
         stopped = stop_running(folder)
     text = f"stopped; its state stays in {folder.path}" if stopped else f"nothing runs in {folder.path}"
     show(as_json, {"state": str(folder.path), "stopped": stopped}, escape(text))
+
+
+def _importable(module: str) -> str:
+    """The name of a module that the services will find, as they start in the current folder too."""
+    folder = str(Path.cwd())
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    try:
+        found = importlib.util.find_spec(module)
+    except (ImportError, ValueError):
+        found = None
+    if found is None:
+        raise typer.BadParameter(f"--transforms: no module {module} can be imported from {folder}")
+    return module
 
 
 def _run_here(options: StackOptions, as_json: bool) -> None:
