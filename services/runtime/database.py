@@ -61,6 +61,7 @@ class Database:
         self._single = self.engine.execution_options(isolation_level="AUTOCOMMIT")
         # Connections at rest, and since when.
         self._arrow: queue.LifoQueue[tuple[Any, float]] = queue.LifoQueue()
+        self._broken_at = float("-inf")
         self._arrow_permits = asyncio.Semaphore(ARROW_CONNECTIONS)
 
     @contextlib.asynccontextmanager
@@ -95,8 +96,8 @@ class Database:
             result = work(connection)
             # Asks the server only when a transaction is open.
             connection.rollback()
-        except BaseException:
-            _close_quietly(connection)
+        except BaseException as error:
+            self._discard_arrow(connection, error)
             raise
         self._return_arrow(connection)
         return result
@@ -109,14 +110,14 @@ class Database:
                 connection = await self._borrow_arrow()
                 try:
                     yield connection
-                except BaseException:
+                except BaseException as error:
                     # Its state is unknown (the thread may still be busy after a cancellation): never reuse it.
-                    await in_thread(_close_quietly, connection)
+                    await in_thread(self._discard_arrow, connection, error)
                     raise
                 try:
                     await in_thread(connection.rollback)
-                except BaseException:
-                    await in_thread(_close_quietly, connection)
+                except BaseException as error:
+                    await in_thread(self._discard_arrow, connection, error)
                     raise
                 self._return_arrow(connection)
 
@@ -143,7 +144,7 @@ class Database:
                 return dbapi.connect(
                     self._settings.with_password(options=options, connect_timeout=str(CONNECT_TIMEOUT_S))
                 )
-            if time.monotonic() - since < TRUSTED_S:
+            if since > self._broken_at and time.monotonic() - since < TRUSTED_S:
                 return connection
             try:
                 with connection.cursor() as cursor:
@@ -154,6 +155,12 @@ class Database:
                 _close_quietly(connection)
                 continue
             return connection
+
+    def _discard_arrow(self, connection: Any, error: BaseException) -> None:
+        if isinstance(error, adbc.OperationalError):
+            # It may have been the server: whatever rests is asked before it is used.
+            self._broken_at = time.monotonic()
+        _close_quietly(connection)
 
     def _return_arrow(self, connection: Any) -> None:
         self._arrow.put((connection, time.monotonic()))
