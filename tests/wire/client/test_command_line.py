@@ -195,8 +195,8 @@ def test_a_refusal_ends_with_1_and_one_line_per_violation(run: Run, fake: FakeFo
     result = run("groups")
     assert result.stderr.splitlines() == [
         "error: the request is wrong in 2 places",
-        "  a is [wrong]",
-        "  b is too",
+        "  a: is [wrong]",
+        "  b: is too",
     ]
 
 
@@ -282,7 +282,7 @@ def test_predict_asks_for_the_rows_of_a_file_in_parts(run: Run, deployed: FakeFo
 def test_outcomes_are_read_from_a_file_by_id_or_by_key(run: Run, deployed: FakeForesight, file: Any) -> None:
     deployed.on("RecordOutcomes", outcome_pb2.RecordOutcomesResponse(matched=1, held=2, duplicates=3))
     by_id = file("a.csv", "prediction_id,value,observed_at,revision\nx,true,2013-03-01T13:00:00Z,1\n")
-    assert "1 matched · 2 held · 3 known already" in run("outcomes", by_id).stdout
+    assert "1 matched · 2 held until their predictions are logged · 3 known already" in run("outcomes", by_id).stdout
     by_key = file("b.csv", "origin,event_time,value,observed_at\n5,2013-03-01T12:00:00Z,1,2013-03-01T13:00:00Z\n")
     assert _json(run("outcomes", by_key, "--deployment", "live", "--json"))["held"] == 2
     first, second = deployed.requests("RecordOutcomes")
