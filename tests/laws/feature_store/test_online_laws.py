@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import tempfile
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import lmdb
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
@@ -18,6 +20,7 @@ from foresight.values import Column, DataType, FeatureGroup, Field
 from services.feature_store.groups import StoredGroup
 from services.feature_store.online import CommittedRows, FoundRow, KeyQuery, OnlineStore
 from services.feature_store.online_lmdb import LmdbOnlineStore
+from services.runtime.errors import LimitExceeded
 
 FEATURES = (
     Field("number", DataType.FLOAT64),
@@ -141,6 +144,32 @@ def test_the_store_grows_when_it_is_full() -> None:
         assert all(row == FoundRow(1, 1, False, values) for row in lookup.found[0])
 
     with_store(run, map_bytes=64 << 10)
+
+
+def test_a_disk_without_room_costs_nothing_that_was_applied() -> None:
+    """The rows come whole once there is room again, without a restart."""
+    values = (1.0, 1, True, "w" * 300, 0, [1.0, 2.0], None)
+    first: list[Row] = [(("old", 1, False), 1, 1, False, values)]
+    second: list[Row] = [((str(i), i, False), 1, 2, False, values) for i in range(1_000)]
+
+    async def run(store: OnlineStore) -> None:
+        await store.apply(1, [committed(GROUPS[0], first)])
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (64 << 10, before[1]))
+        try:
+            with pytest.raises((LimitExceeded, lmdb.Error)):
+                await store.apply(2, [committed(GROUPS[0], second)])
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        lookup = await store.lookup([query(GROUPS[0], [row[0] for row in first + second])])
+        assert (lookup.applied_commit, lookup.found[0][1:]) == (1, [None] * len(second))
+        assert lookup.found[0][0] == FoundRow(1, 1, False, values)
+        await store.apply(2, [committed(GROUPS[0], second)])
+        lookup = await store.lookup([query(GROUPS[0], [row[0] for row in first + second])])
+        assert lookup.applied_commit == 2
+        assert None not in lookup.found[0]
+
+    with_store(run)
 
 
 def test_a_second_process_sees_rows_of_a_store_that_grew() -> None:
