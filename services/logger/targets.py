@@ -18,6 +18,7 @@ from services.logger.scalars import encode_scalar
 
 DIGEST_BYTES = 16
 _TAGS = {DataType.INT64: b"i", DataType.STRING: b"s", DataType.BOOL: b"b"}
+_NULL = b"0"
 _LENGTH = struct.Struct(">I")
 _INSTANT = struct.Struct(">q")
 
@@ -40,18 +41,23 @@ def targets_of_keys(deployment: str, keys: Mapping[str, Column], event_times: Se
     """
     check_keys(keys)
     start = _sized(deployment.encode()) + _LENGTH.pack(len(keys))
-    columns = [(_sized(name.encode()), _TAGS[keys[name].type], keys[name]) for name in sorted(keys)]
+    columns = [_parts(keys[name]) for name in sorted(keys)]
     targets = []
     for row, event_time in enumerate(event_times):
-        parts = [start, _INSTANT.pack(event_time)]
-        for name, tag, column in columns:
-            parts.append(name)
-            if column.is_valid(row):
-                parts.append(tag + _sized(encode_scalar(column.type, column.python(row))))
-            else:
-                parts.append(b"0")
-        targets.append(b"k" + hashlib.blake2b(b"".join(parts), digest_size=DIGEST_BYTES).digest())
+        encoded = b"".join((start, _INSTANT.pack(event_time), *(parts[row] for parts in columns)))
+        targets.append(b"k" + hashlib.blake2b(encoded, digest_size=DIGEST_BYTES).digest())
     return targets
+
+
+def _parts(column: Column) -> list[bytes]:
+    """The canonical bytes of name and value, row by row."""
+    name, tag = _sized(column.name.encode()), _TAGS[column.type]
+    values = column.values.tolist()
+    valid = [True] * len(values) if column.valid is None else column.valid.tolist()
+    return [
+        name + (tag + _sized(encode_scalar(column.type, value)) if is_valid else _NULL)
+        for value, is_valid in zip(values, valid, strict=True)
+    ]
 
 
 def check_keys(keys: Mapping[str, Column]) -> None:

@@ -47,9 +47,9 @@ class LoadedModel:
             raise FailedPrecondition("the model cannot score these values") from error
         for output in outputs:
             if output.type in (DataType.FLOAT64, DataType.FLOAT_VECTOR):
-                finite = np.isfinite(output.values).reshape(len(output), -1).all(axis=1)
+                finite = np.isfinite(output.values)
                 if not finite.all():
-                    row = int((~finite).argmax())
+                    row = int((~finite.reshape(len(output), -1).all(axis=1)).argmax())
                     raise FailedPrecondition(
                         f"the model has no finite {output.name} for row {row}; a feature that it needs is NULL",
                         row=str(row),

@@ -12,6 +12,10 @@ from services.predictor.vectors import FeatureValues, Vectors
 from services.runtime.errors import FeatureMissing
 
 _PRESENT = bytes([FeatureStatus.PRESENT])
+# By number, ten times faster than by the class.
+_STATUSES = {int(status): status for status in FeatureStatus}
+# What `bytes.translate` makes of statuses: 0 where the feature is PRESENT, the policy's number elsewhere.
+_APPLIED = {policy: bytes(0 if s == FeatureStatus.PRESENT else policy for s in range(256)) for policy in MissingPolicy}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,7 +48,7 @@ def apply_policies(plan: ViewPlan, vectors: Vectors, rows: int) -> tuple[Resolve
 def missing_of(features: tuple[ResolvedFeature, ...]) -> list[Missing]:
     """What was not PRESENT, by row, then in the view's order."""
     missing = [
-        Missing(row, feature.column.name, FeatureStatus(status))
+        Missing(row, feature.column.name, _STATUSES[status])
         for feature in features
         if feature.statuses
         for row, status in enumerate(feature.statuses)
@@ -55,13 +59,11 @@ def missing_of(features: tuple[ResolvedFeature, ...]) -> list[Missing]:
 
 
 def _resolve(planned: PlannedFeature, values: FeatureValues) -> ResolvedFeature:
-    statuses = np.frombuffer(values.statuses, np.uint8)
-    absent = statuses != FeatureStatus.PRESENT
-    column = values.column
+    column, statuses = values.column, values.statuses
     match planned.policy:
         case MissingPolicy.FAIL:
-            row = int(absent.argmax())
-            status = FeatureStatus(int(statuses[row])).name
+            row = next(row for row, status in enumerate(statuses) if status != FeatureStatus.PRESENT)
+            status = FeatureStatus(statuses[row]).name
             raise FeatureMissing(
                 f"the feature {column.name} of row {row} is {status}",
                 feature=column.name,
@@ -70,9 +72,8 @@ def _resolve(planned: PlannedFeature, values: FeatureValues) -> ResolvedFeature:
             )
         case MissingPolicy.DEFAULT:
             assert planned.default is not None
-            column = _filled(column, absent, planned.default)
-    policies = np.where(absent, np.uint8(planned.policy), np.uint8(0)).astype(np.uint8)
-    return ResolvedFeature(column, values.statuses, policies.tobytes())
+            column = _filled(column, np.frombuffer(statuses, np.uint8) != FeatureStatus.PRESENT, planned.default)
+    return ResolvedFeature(column, statuses, statuses.translate(_APPLIED[planned.policy]))
 
 
 def _filled(column: Column, absent: np.ndarray[tuple[int], np.dtype[np.bool_]], default: Column) -> Column:
