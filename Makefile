@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 PROTOS = $(shell cd protos && find foresight -name '*.proto' | sort)
 
 .DEFAULT_GOAL := help
@@ -9,11 +10,12 @@ PROTOS = $(shell cd protos && find foresight -name '*.proto' | sort)
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
-$(VENV)/.installed: requirements-dev.lock pyproject.toml
+$(VENV)/.installed: requirements-build.lock requirements-dev.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Foresight needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --use-pep517 --require-hashes -r requirements-dev.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	$(PIP) --require-hashes -r requirements-build.lock
+	$(PIP) --require-hashes --no-build-isolation --use-pep517 -r requirements-dev.lock
+	$(PIP) --no-deps --no-build-isolation --editable .
 	touch $@
 
 setup: $(VENV)/.installed ## Install everything into .venv
@@ -52,6 +54,8 @@ lock: setup ## Resolve the dependencies anew (names, versions and hashes only)
 	  --no-emit-index-url --no-emit-find-links --no-header --no-annotate -o requirements.lock
 	$(BIN)/uv pip compile -q pyproject.toml --extra dev --upgrade --python-version 3.11 --universal --generate-hashes \
 	  --no-emit-index-url --no-emit-find-links --no-header --no-annotate -c requirements.lock -o requirements-dev.lock
+	$(BIN)/uv pip compile -q --group build --upgrade --python-version 3.11 --universal --generate-hashes \
+	  --no-emit-index-url --no-emit-find-links --no-header --no-annotate -c requirements-dev.lock -o requirements-build.lock
 
 bench-start: setup ## Measure how long the local stack takes to be ready
 	$(BIN)/python -m benchmarks.start
