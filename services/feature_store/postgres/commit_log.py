@@ -13,6 +13,7 @@ from typing import Any
 import adbc_driver_manager as adbc
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from services.feature_store.commits import Commit, CursorMove, CursorMoved, PublishedCommit, StagedRows
 from services.feature_store.postgres.row_tables import physical_names, table_of
@@ -33,8 +34,9 @@ WITH taken AS (
     last_time = greatest(clock_timestamp(), last_time + interval '1 microsecond'),
     write_bound = greatest(write_bound, $1::bigint)
   RETURNING last_commit, last_time, write_bound)
-INSERT INTO commits (commit, write, write_bound, group_id, committed_at, rows, write_id, content)
-SELECT last_commit, $1::bigint, write_bound, $2::bigint, last_time, $3::bigint, nullif($4, ''), nullif($5, '')
+INSERT INTO commits (commit, write, write_bound, group_id, committed_at, rows, write_id, content, latest_event_time)
+SELECT last_commit, $1::bigint, write_bound, $2::bigint, last_time, $3::bigint, nullif($4, ''), nullif($5, ''),
+  $6::timestamptz
 FROM taken
 RETURNING commit, committed_at"""
 _MOVE_CURSOR = """
@@ -137,7 +139,8 @@ def _copy(connection: Any, staged: StagedRows, write: int) -> None:
 
 def _publish(connection: Any, staged: StagedRows, write: int, write_id: str, content: str) -> Commit:
     with connection.cursor() as cursor:
-        cursor.execute(_PUBLISH, (write, staged.group.id, staged.rows.num_rows, write_id, content))
+        latest = pc.max(staged.rows["event_time"]).as_py()
+        cursor.execute(_PUBLISH, (write, staged.group.id, staged.rows.num_rows, write_id, content, latest))
         number, committed_at = cursor.fetchone()
     return Commit(number, _utc(committed_at), staged.rows.num_rows)
 

@@ -21,6 +21,8 @@ _IN_INDEX_ORDER = "SELECT " + ", ".join(
     for method in ("hashjoin", "mergejoin", "sort", "bitmapscan", "seqscan", "material")
 )
 _WRITE_BOUND = "SELECT coalesce(max(write_bound), 0) FROM commits WHERE commit = $1"
+# No row of those commits is later: the scan need not pass over what came after them.
+_LATEST = "SELECT max(latest_event_time) FROM commits WHERE group_id = $1 AND commit <= $2"
 _ARRAYS = {DataType.INT64: "bigint[]", DataType.STRING: "text[]", DataType.BOOL: "boolean[]"}
 
 
@@ -46,19 +48,30 @@ class RowHistoryReader:
 async def _latest(
     connection: AsyncConnection, query: KeyQuery, applied_commit: int, write_bound: int
 ) -> list[FoundRow | None]:
-    found: list[FoundRow | None] = [None] * len(query.keys[0])
-    parameters = (*(_values(column) for column in query.keys), applied_commit, write_bound)
+    latest = (await connection.exec_driver_sql(_LATEST, (query.group.id, applied_commit))).scalar_one()
+    entities = list(zip(*(_values(column) for column in query.keys), strict=True))
+    if latest is None:
+        return [None] * len(entities)
+    # Requests often ask for the same entity in many rows; each is looked up once.
+    positions: dict[tuple[Any, ...], int] = {}
+    asked = [positions.setdefault(entity, len(positions)) for entity in entities]
+    found: list[FoundRow | None] = [None] * len(positions)
+    keys = (list(values) for values in zip(*positions, strict=True))
+    parameters = (*keys, applied_commit, write_bound, latest)
     result = await connection.exec_driver_sql(_statement(query.group), parameters)
     features = query.group.group.features
     for position, event_time, commit, deleted, *raw in map(tuple[Any, ...], result):
         values = tuple(_value(value, f.type) for value, f in zip(raw, features, strict=True))
         found[position - 1] = FoundRow(micros_from_instant(event_time), commit, deleted, values)
-    return found
+    return [found[position] for position in asked]
 
 
 def _statement(stored: StoredGroup) -> str:
-    """One index scan per entity, from its latest event time backwards; commits beyond the watermark are passed over:
-    most by the bound on their write number, in the index; the rest by their commit."""
+    """One index scan per entity, backwards from the latest event time that a commit up to the watermark has.
+
+    Rows of later commits are passed over: most by the bound on their write number, in the index; the rest by their
+    commit.
+    """
     keys = stored.group.entity_keys
     arrays = ", ".join(f"${i}::{_ARRAYS[key.type]}" for i, key in enumerate(keys, 1))
     asked = ", ".join(f"k{i}" for i in range(len(keys)))
@@ -72,6 +85,7 @@ def _statement(stored: StoredGroup) -> str:
         f"CROSS JOIN LATERAL (SELECT r.event_time, c.commit, r.deleted{features} "
         f"FROM {table_of(stored.id)} r JOIN commits c ON c.write = r.write "
         f"WHERE {' AND '.join(equal)} AND c.commit <= ${len(keys) + 1} AND r.write <= ${len(keys) + 2} "
+        f"AND r.event_time <= ${len(keys) + 3} "
         "ORDER BY r.event_time DESC, c.commit DESC LIMIT 1) AS latest"
     )
 

@@ -101,7 +101,8 @@ def test_a_service_starts_alone_and_stops_cleanly(name: str, folder: Path, postg
         assert _reflected(address) >= SERVICES[name]
     finally:
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=20) == 0, (folder / "log").read_text()
+        code = process.wait(timeout=20)
+    assert code == 0, (folder / "log").read_text()
 
 
 def test_a_predictor_alone_serves_when_its_trainer_answers(folder: Path, postgres_url: MakeDatabase) -> None:
@@ -128,7 +129,8 @@ def test_a_predictor_alone_serves_when_its_trainer_answers(folder: Path, postgre
     finally:
         for process in reversed(processes):
             process.send_signal(signal.SIGTERM)
-            assert process.wait(timeout=20) == 0
+        codes = [process.wait(timeout=20) for process in processes]
+    assert codes == [0, 0, 0, 0]
 
 
 def test_wrong_settings_are_all_reported_together(folder: Path) -> None:

@@ -43,9 +43,11 @@ def upgrade() -> None:
              group_id     bigint NOT NULL REFERENCES feature_groups (id),
              committed_at timestamptz NOT NULL,
              rows         bigint NOT NULL,
+             -- Of the commit's rows.
+             latest_event_time timestamptz NOT NULL,
              write_id     text COLLATE "C" UNIQUE,
              content      text)""",
-        "CREATE INDEX ON commits (group_id, commit)",
+        "CREATE INDEX ON commits (group_id, commit) INCLUDE (latest_event_time)",
         """CREATE TABLE log_cursor (
              one         boolean PRIMARY KEY DEFAULT true CHECK (one),
              cursor      bigint NOT NULL,
