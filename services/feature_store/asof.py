@@ -143,7 +143,7 @@ class DuckDbAsOf:
             if self._database is None:
                 import duckdb
 
-                self._folder.mkdir(parents=True, exist_ok=True)
+                self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
                 self._database = duckdb.connect(
                     ":memory:",
                     config={

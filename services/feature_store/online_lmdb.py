@@ -39,7 +39,7 @@ class LmdbOnlineStore:
     """An `OnlineStore` in a folder. Close it when nobody uses it any more."""
 
     def __init__(self, folder: Path, map_bytes: int = MAP_BYTES) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._environment = lmdb.open(
             str(folder), map_size=map_bytes, max_readers=READERS_MAX, metasync=False, max_spare_txns=16
         )

@@ -16,6 +16,12 @@ _PRESENT = bytes([FeatureStatus.PRESENT])
 _STATUSES = {int(status): status for status in FeatureStatus}
 # What `bytes.translate` makes of statuses: 0 where the feature is PRESENT, the policy's number elsewhere.
 _APPLIED = {policy: bytes(0 if s == FeatureStatus.PRESENT else policy for s in range(256)) for policy in MissingPolicy}
+_REASONS = {
+    FeatureStatus.NULL: "its row has no value for it",
+    FeatureStatus.NOT_FOUND: "nothing is known of this entity",
+    FeatureStatus.EXPIRED: "what is known is older than the view's maximal age",
+    FeatureStatus.FUTURE: "what is known is later than the event time",
+}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -63,12 +69,12 @@ def _resolve(planned: PlannedFeature, values: FeatureValues) -> ResolvedFeature:
     match planned.policy:
         case MissingPolicy.FAIL:
             row = next(row for row, status in enumerate(statuses) if status != FeatureStatus.PRESENT)
-            status = FeatureStatus(statuses[row]).name
+            status = FeatureStatus(statuses[row])
             raise FeatureMissing(
-                f"the feature {column.name} of row {row} is {status}",
+                f"the feature {column.name} of row {row} is {status.name}: {_REASONS[status]}",
                 feature=column.name,
                 row=str(row),
-                status=status,
+                status=status.name,
             )
         case MissingPolicy.DEFAULT:
             assert planned.default is not None

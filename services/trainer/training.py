@@ -122,7 +122,9 @@ class Training:
             report(Progress("reading", rows))
         train = pa.concat_tables(tables[: len(job.train)])
         if not train.num_rows:
-            raise FailedPrecondition("there are no rows with a label to train on")
+            raise FailedPrecondition(
+                "there are no rows with a label to train on, or all of them are held out for the test"
+            )
         test = pa.concat_tables(tables[len(job.train) :]) if job.test else train.slice(0, 0)
         return _Rows(first, inputs, train, test)
 
