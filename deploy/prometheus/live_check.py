@@ -7,6 +7,7 @@ expression of the Grafana dashboard must evaluate there to at least one value.
 from __future__ import annotations
 
 import argparse
+import http
 import json
 import socket
 import subprocess
@@ -80,6 +81,8 @@ def query(address: str, expression: str) -> list[Any]:
         with urllib.request.urlopen(url, timeout=5) as answer:  # noqa: S310 - our own loopback address
             result = json.load(answer)
     except urllib.error.HTTPError as error:
+        if error.code == http.HTTPStatus.SERVICE_UNAVAILABLE:
+            return []
         raise SystemExit(f"Prometheus refuses {expression}: {error.read().decode()[:300]}") from None
     except OSError:
         return []
