@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import structlog
 from numpy.typing import NDArray
 
 from foresight.tables import arrow_type, column_from_arrow, column_to_arrow
@@ -25,6 +26,8 @@ from services.feature_store.spine import Spine
 from services.feature_store.view_plan import SourcePlan, ViewPlan
 from services.runtime.errors import FailedPrecondition, TransformMismatch
 from services.runtime.threads import in_thread, in_thread_unless
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -85,8 +88,11 @@ class ViewJoin:
             columns = self._transforms.apply(view.transforms, inputs)
         except Untrusted as error:
             raise TransformMismatch(str(error), view=view.name) from None
-        except Exception as error:
-            raise FailedPrecondition(f"a transform of {view.name} failed: {type(error).__name__}: {error}") from error
+        except Exception as error:  # The function is the user's own and may raise anything, with anything in it.
+            log.warning("transform_failed", view=view.name, exc_info=error)
+            raise FailedPrecondition(
+                f"a transform of {view.name} failed; the feature store's log has the details", view=view.name
+            ) from error
         return {column.name: column_to_arrow(column) for column in columns}
 
 

@@ -17,6 +17,7 @@ from datetime import datetime
 from typing import Protocol
 
 import numpy as np
+import structlog
 
 from foresight.transforms import TransformSet, Untrusted
 from foresight.values import Column
@@ -39,6 +40,8 @@ LOOKUP_DEADLINE_SHARE = 0.9
 ROWS_ON_LOOP_MAX = 64
 # The logger takes at most 4 MiB in one message.
 RECORD_BYTES_MAX = 3 << 20
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -188,7 +191,8 @@ def apply_transforms(transforms: TransformSet, plan: ViewPlan, columns: Mapping[
             return tuple(transforms.apply(plan.transforms, columns))
     except Untrusted as error:
         raise TransformMismatch(str(error), view=str(plan.ref)) from error
-    except Exception as error:  # The function is the user's own and may raise anything.
+    except Exception as error:  # The function is the user's own and may raise anything, with anything in it.
+        log.warning("transform_failed", view=str(plan.ref), exc_info=error)
         raise FailedPrecondition(
             "an on-demand transform of the view fails on these values", view=str(plan.ref)
         ) from error
