@@ -11,6 +11,7 @@ from foresight.feature_store.v1 import (
     offline_pb2_grpc,
     online_pb2_grpc,
     registry_pb2_grpc,
+    training_dataset_pb2_grpc,
 )
 from foresight.transforms import TransformSet
 from services.feature_store.applier import Applier, Lease
@@ -30,12 +31,12 @@ from services.feature_store.postgres.manifests import ManifestTable
 from services.feature_store.postgres.row_history import RowHistoryReader
 from services.feature_store.postgres.rows import RowReader
 from services.feature_store.registry import Registry
-from services.feature_store.servicer import (
-    SERVICES,
+from services.feature_store.servicers import (
     LogIngestionServicer,
     OfflineServicer,
     OnlineServicer,
     RegistryServicer,
+    TrainingDatasetServicer,
 )
 from services.feature_store.transit import TablesInTransit
 from services.feature_store.vectors import VectorReader
@@ -49,6 +50,13 @@ from services.runtime.server import Server
 from services.runtime.settings import load_settings
 
 MIGRATIONS = Path(__file__).parent / "migrations"
+SERVICES = (
+    "foresight.feature_store.v1.FeatureRegistryService",
+    "foresight.feature_store.v1.OfflineFeatureService",
+    "foresight.feature_store.v1.TrainingDatasetService",
+    "foresight.feature_store.v1.OnlineFeatureService",
+    "foresight.feature_store.v1.LogIngestionService",
+)
 
 
 async def serve(settings: FeatureStoreSettings) -> None:
@@ -86,10 +94,11 @@ async def serve(settings: FeatureStoreSettings) -> None:
             source = LoggerClient(await stack.enter_async_context(open_channel(settings.logger)))
         ingestion = LogIngestion(registry, commits, source, clock, own_metrics, applier.pass_over)
 
-        server = Server(settings, metrics)
+        server, transit = Server(settings, metrics), TablesInTransit()
         registry_pb2_grpc.add_FeatureRegistryServiceServicer_to_server(RegistryServicer(registry), server.grpc)
-        offline_pb2_grpc.add_OfflineFeatureServiceServicer_to_server(
-            OfflineServicer(offline, datasets, TablesInTransit()), server.grpc
+        offline_pb2_grpc.add_OfflineFeatureServiceServicer_to_server(OfflineServicer(offline, transit), server.grpc)
+        training_dataset_pb2_grpc.add_TrainingDatasetServiceServicer_to_server(
+            TrainingDatasetServicer(datasets, transit), server.grpc
         )
         online_pb2_grpc.add_OnlineFeatureServiceServicer_to_server(OnlineServicer(vectors), server.grpc)
         log_ingestion_pb2_grpc.add_LogIngestionServiceServicer_to_server(LogIngestionServicer(ingestion), server.grpc)

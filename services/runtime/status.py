@@ -10,7 +10,7 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 from google.rpc import error_details_pb2, status_pb2
 
 from foresight.errors.v1 import errors_pb2
-from foresight.values import InvalidValue
+from foresight.values import ExpectationsBroken, InvalidValue
 from services.runtime import errors
 
 ERROR_DOMAIN = "foresight"
@@ -25,6 +25,7 @@ INTERNAL_MESSAGE = "internal error; the service's log has the details under this
 
 # The most specific type comes first where one derives from another.
 STATUS_TABLE: Sequence[tuple[type[Exception], grpc.StatusCode, errors_pb2.ErrorReason.ValueType]] = (
+    (ExpectationsBroken, grpc.StatusCode.INVALID_ARGUMENT, errors_pb2.ERROR_REASON_EXPECTATION_FAILED),
     (InvalidValue, grpc.StatusCode.INVALID_ARGUMENT, errors_pb2.ERROR_REASON_INVALID_FIELD),
     (errors.NotFound, grpc.StatusCode.NOT_FOUND, errors_pb2.ERROR_REASON_NOT_FOUND),
     (errors.FeatureMissing, grpc.StatusCode.NOT_FOUND, errors_pb2.ERROR_REASON_FEATURE_MISSING),

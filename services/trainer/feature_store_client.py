@@ -10,7 +10,15 @@ from typing import Any
 import grpc
 import pyarrow as pa
 
-from foresight.feature_store.v1 import offline_pb2, offline_pb2_grpc, registry_pb2, registry_pb2_grpc
+from foresight.feature_store.v1 import (
+    offline_pb2,
+    offline_pb2_grpc,
+    query_pb2,
+    registry_pb2,
+    registry_pb2_grpc,
+    training_dataset_pb2,
+    training_dataset_pb2_grpc,
+)
 from foresight.tables import decode_table, encode_table
 from foresight.types.v1 import types_pb2
 from foresight.values import FeatureView, InvalidValue
@@ -32,14 +40,15 @@ class FeatureStoreClient:
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self._offline: Any = offline_pb2_grpc.OfflineFeatureServiceStub(channel)
+        self._datasets: Any = training_dataset_pb2_grpc.TrainingDatasetServiceStub(channel)
         self._registry: Any = registry_pb2_grpc.FeatureRegistryServiceStub(channel)
         self._views: OrderedDict[VersionRef, FeatureView] = OrderedDict()
 
     async def manifest(self, dataset_id: str) -> DatasetManifest:
         """See FeatureStore."""
-        request = offline_pb2.GetTrainingDatasetRequest(dataset_id=dataset_id)
+        request = training_dataset_pb2.GetTrainingDatasetRequest(dataset_id=dataset_id)
         with translated(UPSTREAM):
-            response = await self._offline.GetTrainingDataset(request, timeout=LOOKUP_TIMEOUT_S)
+            response = await self._datasets.GetTrainingDataset(request, timeout=LOOKUP_TIMEOUT_S)
         dataset = response.dataset
         return DatasetManifest(
             id=dataset.id,
@@ -50,9 +59,9 @@ class FeatureStoreClient:
 
     async def dataset(self, dataset_id: str, split: str) -> pa.Table:
         """See FeatureStore."""
-        request = offline_pb2.ReadTrainingDatasetRequest(dataset_id=dataset_id, split=split)
+        request = training_dataset_pb2.ReadTrainingDatasetRequest(dataset_id=dataset_id, split=split)
         with translated(UPSTREAM):
-            return await _table(self._offline.ReadTrainingDataset(request, timeout=READ_TIMEOUT_S))
+            return await _table(self._datasets.ReadTrainingDataset(request, timeout=READ_TIMEOUT_S))
 
     async def view(self, view: VersionRef) -> FeatureView:
         """See FeatureStore."""
@@ -72,12 +81,13 @@ class FeatureStoreClient:
 
     async def latest_rows(self, group: VersionRef, start: datetime, end: datetime) -> pa.Table:
         """See FeatureStore."""
-        request = offline_pb2.ReadFeaturesRequest(
+        query = query_pb2.GroupQuery(
             group=_ref(group),
             from_event_time=encode_instant(start),
             to_event_time=encode_instant(end),
             latest_only=True,
         )
+        request = offline_pb2.ReadFeaturesRequest(query=query)
         with translated(UPSTREAM):
             return await _table(self._offline.ReadFeatures(request, timeout=READ_TIMEOUT_S))
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 from foresight.client.connection import READ_S, Calls, Connection
 from foresight.client.features import VersionRef, describe_view, encode_optional, spine_fields, upload_chunks
 from foresight.client.frames import Output, Progress, from_table, read_table, to_table
-from foresight.feature_store.v1 import offline_pb2, offline_pb2_grpc
+from foresight.feature_store.v1 import training_dataset_pb2, training_dataset_pb2_grpc
 from foresight.types.v1 import types_pb2
 from foresight.values import Field, InvalidValue
 from foresight.wire import decode_field, decode_instant, decode_optional_instant, encode_instant
@@ -58,7 +58,7 @@ class DatasetCalls(Calls):
 
     def __init__(self, connection: Connection) -> None:
         super().__init__(connection)
-        self._datasets = offline_pb2_grpc.OfflineFeatureServiceStub(connection.channel)
+        self._datasets = training_dataset_pb2_grpc.TrainingDatasetServiceStub(connection.channel)
 
     def create_training_dataset(
         self,
@@ -82,7 +82,7 @@ class DatasetCalls(Calls):
         """
         if (spine is None) == (logged is None):
             raise InvalidValue("spine", "or logged: give one of them")
-        header = offline_pb2.TrainingDatasetHeader(
+        header = training_dataset_pb2.TrainingDatasetHeader(
             name=name,
             known_by=known_by,
             commit=commit,
@@ -95,17 +95,17 @@ class DatasetCalls(Calls):
             table, version = to_table(spine, spine_fields(described)), described.version
         header.view.CopyFrom(types_pb2.VersionRef(name=view, version=version))
 
-        def requests() -> Iterator[offline_pb2.CreateTrainingDatasetRequest]:
-            yield offline_pb2.CreateTrainingDatasetRequest(header=header)
+        def requests() -> Iterator[training_dataset_pb2.CreateTrainingDatasetRequest]:
+            yield training_dataset_pb2.CreateTrainingDatasetRequest(header=header)
             for chunk in upload_chunks(table, progress) if table is not None else ():
-                yield offline_pb2.CreateTrainingDatasetRequest(arrow=chunk)
+                yield training_dataset_pb2.CreateTrainingDatasetRequest(arrow=chunk)
 
         response = self._connection.upload(self._datasets.CreateTrainingDataset, requests, timeout_s)
         return _decode_dataset(response.dataset)
 
     def training_dataset(self, dataset_id: str) -> TrainingDataset:
         """The manifest of a dataset. Raises NotFound."""
-        request = offline_pb2.GetTrainingDatasetRequest(dataset_id=dataset_id)
+        request = training_dataset_pb2.GetTrainingDatasetRequest(dataset_id=dataset_id)
         return _decode_dataset(self._connection.call(self._datasets.GetTrainingDataset, request).dataset)
 
     def read_training_dataset(
@@ -118,7 +118,7 @@ class DatasetCalls(Calls):
         timeout_s: float = READ_S,
     ) -> Any:
         """The rows of a dataset (`split`: 'train', 'test' or '' for all) as a DataFrame, `split` the last column."""
-        request = offline_pb2.ReadTrainingDatasetRequest(dataset_id=id_of(dataset), split=split)
+        request = training_dataset_pb2.ReadTrainingDatasetRequest(dataset_id=id_of(dataset), split=split)
         table = self._connection.download(
             lambda: self._datasets.ReadTrainingDataset(request, timeout=timeout_s),
             lambda parts: read_table((part.arrow for part in parts), progress),
@@ -131,8 +131,8 @@ def id_of(dataset: TrainingDataset | str) -> str:
     return dataset if isinstance(dataset, str) else dataset.id
 
 
-def _encode_logged(logged: Logged) -> offline_pb2.LoggedPredictions:
-    return offline_pb2.LoggedPredictions(
+def _encode_logged(logged: Logged) -> training_dataset_pb2.LoggedPredictions:
+    return training_dataset_pb2.LoggedPredictions(
         deployment=logged.deployment,
         from_event_time=encode_optional(logged.from_event_time),
         to_event_time=encode_instant(logged.to_event_time),
@@ -140,7 +140,7 @@ def _encode_logged(logged: Logged) -> offline_pb2.LoggedPredictions:
     )
 
 
-def _decode_logged(message: offline_pb2.LoggedPredictions) -> Logged:
+def _decode_logged(message: training_dataset_pb2.LoggedPredictions) -> Logged:
     return Logged(
         deployment=message.deployment,
         from_event_time=decode_optional_instant(
@@ -151,7 +151,7 @@ def _decode_logged(message: offline_pb2.LoggedPredictions) -> Logged:
     )
 
 
-def _decode_dataset(message: offline_pb2.TrainingDataset) -> TrainingDataset:
+def _decode_dataset(message: training_dataset_pb2.TrainingDataset) -> TrainingDataset:
     return TrainingDataset(
         id=message.id,
         name=message.name,

@@ -17,7 +17,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from foresight.client.connection import READ_S, Calls, Connection
 from foresight.client.errors import InvalidArgument
 from foresight.client.frames import DELETED, EVENT_TIME, KNOWN_AT, Output, Progress, from_table, read_table, to_table
-from foresight.feature_store.v1 import offline_pb2, offline_pb2_grpc, registry_pb2, registry_pb2_grpc
+from foresight.feature_store.v1 import offline_pb2, offline_pb2_grpc, query_pb2, registry_pb2, registry_pb2_grpc
 from foresight.tables import encode_table
 from foresight.transforms import source_sha256
 from foresight.types.v1 import types_pb2
@@ -172,13 +172,13 @@ class FeatureCalls(Calls):
         `latest`: only the latest row per key, without tombstones. `commit`: only commits up to that one.
         Columns: keys, `event_time`, features, `known_at`, `commit`, `deleted`.
         """
-        request = offline_pb2.ReadFeaturesRequest(
+        query = query_pb2.GroupQuery(
             group=types_pb2.VersionRef(name=group, version=version),
             from_event_time=encode_optional(from_event_time),
             to_event_time=encode_optional(to_event_time),
-            commit=commit,
             latest_only=latest,
         )
+        request = offline_pb2.ReadFeaturesRequest(query=query, commit=commit)
         return from_table(read_rows(self._connection, request, progress, timeout_s), output)
 
     def read_as_of(

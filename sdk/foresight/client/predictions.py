@@ -16,7 +16,7 @@ from foresight.client.errors import NotFound
 from foresight.client.features import VersionRef, describe_view, encode_optional, read_rows
 from foresight.client.frames import Output, Progress, from_table
 from foresight.client.rows import encode_rows
-from foresight.feature_store.v1 import offline_pb2
+from foresight.feature_store.v1 import offline_pb2, query_pb2
 from foresight.logger.v1 import prediction_log_pb2, prediction_log_pb2_grpc
 from foresight.predictor.v1 import prediction_pb2, prediction_pb2_grpc
 from foresight.tables import arrow_type
@@ -176,12 +176,13 @@ class PredictionCalls(Calls):
         """
         described = describe_view(self._connection, view, version)
         suffix = f"{described.name}_v{described.version}"
-        request = offline_pb2.ReadFeaturesRequest(
+        query = query_pb2.GroupQuery(
             group=types_pb2.VersionRef(name=f"log_predictions_{suffix}"),
             from_event_time=encode_optional(from_event_time),
             to_event_time=encode_optional(to_event_time),
             latest_only=True,
         )
+        request = offline_pb2.ReadFeaturesRequest(query=query)
         try:
             logged = read_rows(self._connection, request, progress, timeout_s)
         except NotFound:
@@ -190,9 +191,8 @@ class PredictionCalls(Calls):
             ) from None
         if deployment is not None:
             logged = logged.filter(pc.equal(logged["log_deployment"], deployment))
-        request = offline_pb2.ReadFeaturesRequest(
-            group=types_pb2.VersionRef(name=f"log_outcomes_{suffix}"), latest_only=True
-        )
+        query = query_pb2.GroupQuery(group=types_pb2.VersionRef(name=f"log_outcomes_{suffix}"), latest_only=True)
+        request = offline_pb2.ReadFeaturesRequest(query=query)
         label = described.label
         try:
             outcomes = read_rows(self._connection, request, None, timeout_s)

@@ -5,7 +5,8 @@ its constructor raises `InvalidValue`, which names the field at fault.
 """
 
 from foresight.values.columns import Column
-from foresight.values.errors import InvalidValue, Violation
+from foresight.values.errors import ExpectationsBroken, InvalidValue, Violation
+from foresight.values.expectations import Expectation, FailurePolicy, Fresh, NotNull, OneOf, Range, Unique
 from foresight.values.features import (
     FeatureGroup,
     FeatureView,
@@ -22,13 +23,21 @@ from foresight.values.statuses import FeatureStatus
 __all__ = [
     "Column",
     "DataType",
+    "Expectation",
+    "ExpectationsBroken",
+    "FailurePolicy",
     "FeatureGroup",
     "FeatureStatus",
     "FeatureView",
     "Field",
+    "Fresh",
     "InvalidValue",
     "MissingPolicy",
+    "NotNull",
+    "OneOf",
+    "Range",
     "Transform",
+    "Unique",
     "ViewFeature",
     "ViewSource",
     "Violation",

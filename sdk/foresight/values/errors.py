@@ -1,4 +1,4 @@
-"""The one error of values: a field that is wrong whatever the state of the system."""
+"""The error of values: a field that is wrong whatever the state of the system."""
 
 from __future__ import annotations
 
@@ -24,6 +24,10 @@ class InvalidValue(ValueError):
         """The same faults, seen from a message that holds the value in the field `prefix`."""
         moved = [Violation(f"{prefix}.{v.field}" if v.field else prefix, v.description) for v in self.violations]
         return InvalidValue(moved[0].field, moved[0].description, *moved[1:])
+
+
+class ExpectationsBroken(InvalidValue):
+    """Rows break expectations of their group: one violation per expectation, with a count and samples."""
 
 
 def quoted(value: object, limit: int = 60) -> str:

@@ -16,6 +16,7 @@ from types import MappingProxyType
 
 from foresight.values.columns import Column
 from foresight.values.errors import InvalidValue
+from foresight.values.expectations import EXPECTATIONS_MAX, Expectation, FailurePolicy
 from foresight.values.fields import DataType, Field
 from foresight.values.names import check_name, check_text
 
@@ -28,6 +29,9 @@ SOURCES_MAX = 32
 VIEW_KEYS_MAX = SOURCES_MAX * KEYS_MAX
 REQUEST_FEATURES_MAX = 256
 TRANSFORMS_MAX = 64
+TAGS_MAX = 64
+TAG_BYTES_MAX = 255
+OWNER_BYTES_MAX = 255
 MAX_AGE_MAX = timedelta(days=36_525)
 KEY_TYPES = (DataType.INT64, DataType.STRING, DataType.BOOL)
 LABEL_TYPES = (DataType.BOOL, DataType.INT64, DataType.FLOAT64, DataType.STRING)
@@ -56,8 +60,24 @@ class FeatureGroup:
     created_at: datetime | None = None
     # Log-derived groups use reserved names; only the platform itself sets this.
     derived: bool = False
+    # What is about the version, not in it, and may change.
+    owner: str = ""
+    tags: Mapping[str, str] = field(default_factory=dict)
+    source: str = ""
+    deprecation: str = ""
+    expectations: tuple[Expectation, ...] = ()
+    failure_policy: FailurePolicy = FailurePolicy.REJECT
+    # What rows without a value read, for features that were added in place: columns of one row, by feature.
+    defaults: Mapping[str, Column] = field(default_factory=dict)
+    # Changes whenever the stored version does; '' when it is not known.
+    etag: str = ""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "tags", _checked_tags(self.tags))
+        object.__setattr__(self, "defaults", MappingProxyType(dict(self.defaults)))
+        check_text(self.owner, "owner", OWNER_BYTES_MAX)
+        check_text(self.source, "source", OWNER_BYTES_MAX)
+        check_text(self.deprecation, "deprecation")
         check_name(self.name, "name", reserved=self.derived)
         check_text(self.description, "description")
         _check_count(self.entity_keys, "entity_keys", 1, KEYS_MAX)
@@ -69,6 +89,13 @@ class FeatureGroup:
         for f in (*self.entity_keys, *self.features):
             check_name(f.name, "features", reserved=self.derived)
             _check_new(f.name, seen, "features")
+        _check_count(self.expectations, "expectations", 0, EXPECTATIONS_MAX)
+        fields, names = {f.name: f for f in self.fields}, set[str]()
+        for expectation in self.expectations:
+            expectation.check_fits(fields)
+            _check_new(expectation.name, names, "expectations")
+        for name, default in self.defaults.items():
+            check_default(fields.get(name), default)
 
     @property
     def fields(self) -> tuple[Field, ...]:
@@ -162,8 +189,17 @@ class FeatureView:
     created_at: datetime | None = None
     entity_keys: tuple[Field, ...] = ()
     features: tuple[Field, ...] = ()
+    # What is about the version, not in it, and may change.
+    owner: str = ""
+    tags: Mapping[str, str] = field(default_factory=dict)
+    deprecation: str = ""
+    # Changes whenever the stored version does; '' when it is not known.
+    etag: str = ""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "tags", _checked_tags(self.tags))
+        check_text(self.owner, "owner", OWNER_BYTES_MAX)
+        check_text(self.deprecation, "deprecation")
         check_name(self.name, "name")
         check_text(self.description, "description")
         check_name(self.label.name, "label")
@@ -186,6 +222,25 @@ class FeatureView:
             _check_new(transform.output.name, seen, "transforms")
         if len(seen) - 1 > FEATURES_MAX:
             raise InvalidValue("features", f"are more than {FEATURES_MAX}")
+
+
+def check_default(feature: Field | None, default: Column) -> None:
+    """Raises InvalidValue unless a default is one value, not NULL, of its feature's type."""
+    if feature is None:
+        raise InvalidValue("defaults", f"{default.name} is not a feature of the group")
+    if default.type is not feature.type or default.field.dimension != feature.dimension:
+        raise InvalidValue("defaults", f"the default of {feature.name} is not of type {feature.type.value}")
+    if len(default) != 1 or default.valid is not None:
+        raise InvalidValue("defaults", f"the default of {feature.name} is not one value")
+
+
+def _checked_tags(tags: Mapping[str, str]) -> Mapping[str, str]:
+    if len(tags) > TAGS_MAX:
+        raise InvalidValue("tags", f"are {len(tags)}, not 0 to {TAGS_MAX}")
+    for key, value in tags.items():
+        check_name(key, "tags", reserved=True)
+        check_text(value, "tags", TAG_BYTES_MAX)
+    return MappingProxyType(dict(tags))
 
 
 def _check_count(items: tuple[object, ...], name: str, least: int, most: int) -> None:

@@ -30,6 +30,7 @@ SERVICES = {
     "feature_store": {
         "foresight.feature_store.v1.FeatureRegistryService",
         "foresight.feature_store.v1.OfflineFeatureService",
+        "foresight.feature_store.v1.TrainingDatasetService",
         "foresight.feature_store.v1.OnlineFeatureService",
         "foresight.feature_store.v1.LogIngestionService",
     },

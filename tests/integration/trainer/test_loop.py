@@ -15,7 +15,14 @@ import grpc
 import pytest
 import pytest_asyncio
 
-from foresight.feature_store.v1 import offline_pb2, offline_pb2_grpc, registry_pb2, registry_pb2_grpc
+from foresight.feature_store.v1 import (
+    offline_pb2,
+    offline_pb2_grpc,
+    registry_pb2,
+    registry_pb2_grpc,
+    training_dataset_pb2,
+    training_dataset_pb2_grpc,
+)
 from foresight.tables import decode_table, encode_table
 from foresight.trainer.v1 import (
     batch_prediction_pb2,
@@ -48,30 +55,38 @@ from tests.integration.trainer.rig import NOW, VIEW, MemoryStore, flights, runni
 EVENT_TIME = NOW - timedelta(hours=6)
 
 
+class Datasets(training_dataset_pb2_grpc.TrainingDatasetServiceServicer):
+    """Training datasets of a MemoryStore."""
+
+    def __init__(self, store: MemoryStore) -> None:
+        self._store = store
+
+    async def GetTrainingDataset(self, request: Any, context: Any) -> training_dataset_pb2.GetTrainingDatasetResponse:
+        manifest = await self._store.manifest(request.dataset_id)
+        dataset = training_dataset_pb2.TrainingDataset(
+            id=manifest.id,
+            view=VersionRef(name=manifest.view.name, version=manifest.view.version),
+            features=[encode_field(f) for f in manifest.features],
+            label=encode_field(manifest.label),
+        )
+        return training_dataset_pb2.GetTrainingDatasetResponse(dataset=dataset)
+
+    async def ReadTrainingDataset(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        for chunk in encode_table(await self._store.dataset(request.dataset_id, request.split)):
+            yield training_dataset_pb2.ReadTrainingDatasetResponse(arrow=chunk)
+
+
 class Offline(offline_pb2_grpc.OfflineFeatureServiceServicer):
     """The offline service over a MemoryStore."""
 
     def __init__(self, store: MemoryStore) -> None:
         self._store = store
 
-    async def GetTrainingDataset(self, request: Any, context: Any) -> offline_pb2.GetTrainingDatasetResponse:
-        manifest = await self._store.manifest(request.dataset_id)
-        dataset = offline_pb2.TrainingDataset(
-            id=manifest.id,
-            view=VersionRef(name=manifest.view.name, version=manifest.view.version),
-            features=[encode_field(f) for f in manifest.features],
-            label=encode_field(manifest.label),
-        )
-        return offline_pb2.GetTrainingDatasetResponse(dataset=dataset)
-
-    async def ReadTrainingDataset(self, request: Any, context: Any) -> AsyncIterator[Any]:
-        for chunk in encode_table(await self._store.dataset(request.dataset_id, request.split)):
-            yield offline_pb2.ReadTrainingDatasetResponse(arrow=chunk)
-
     async def ReadFeatures(self, request: Any, context: Any) -> AsyncIterator[Any]:
-        assert request.latest_only
-        start, end = (t.ToDatetime(tzinfo=NOW.tzinfo) for t in (request.from_event_time, request.to_event_time))
-        table = await self._store.latest_rows(models.VersionRef(request.group.name), start, end)
+        query = request.query
+        assert query.latest_only
+        start, end = (t.ToDatetime(tzinfo=NOW.tzinfo) for t in (query.from_event_time, query.to_event_time))
+        table = await self._store.latest_rows(models.VersionRef(query.group.name), start, end)
         for chunk in encode_table(table):
             yield offline_pb2.ReadFeaturesResponse(arrow=chunk)
 
@@ -112,6 +127,7 @@ async def channel(
         upstream = await stack.enter_async_context(_serving(f"unix:{folder}/store.sock"))
         # They have the methods that the trainer calls, and no others.
         offline_pb2_grpc.add_OfflineFeatureServiceServicer_to_server(Offline(store), upstream)  # type: ignore[abstract]
+        training_dataset_pb2_grpc.add_TrainingDatasetServiceServicer_to_server(Datasets(store), upstream)  # type: ignore[abstract]
         registry_pb2_grpc.add_FeatureRegistryServiceServicer_to_server(Views(), upstream)  # type: ignore[abstract]
         await upstream.start()
         client = FeatureStoreClient(await stack.enter_async_context(open_channel(f"unix:{folder}/store.sock")))

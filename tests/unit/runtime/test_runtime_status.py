@@ -9,7 +9,7 @@ import pytest
 from google.rpc import error_details_pb2, status_pb2
 
 from foresight.errors.v1 import errors_pb2
-from foresight.values import InvalidValue, Violation
+from foresight.values import ExpectationsBroken, InvalidValue, Violation
 from services.runtime import errors
 from services.runtime.status import (
     DETAILS_KEY,
@@ -50,7 +50,7 @@ def info_of(status: status_pb2.Status) -> error_details_pb2.ErrorInfo:
 def test_the_table_has_every_error_type_and_every_reason_once() -> None:
     types = [type for type, _, _ in STATUS_TABLE]
     reasons = [reason for _, _, reason in STATUS_TABLE]
-    assert sorted(map(str, types)) == sorted(map(str, [InvalidValue, *ERROR_TYPES]))
+    assert sorted(map(str, types)) == sorted(map(str, [InvalidValue, ExpectationsBroken, *ERROR_TYPES]))
     assert sorted([*reasons, *ELSEWHERE]) == sorted(errors_pb2.ErrorReason.values())
 
 

@@ -13,7 +13,17 @@ from typing import Any
 import grpc
 from google.protobuf.message_factory import GetMessageClass
 
-from foresight.feature_store.v1 import log_ingestion_pb2, offline_pb2, registry_pb2
+from foresight.feature_store.v1 import (
+    erasure_pb2,
+    lineage_pb2,
+    log_ingestion_pb2,
+    offline_pb2,
+    online_pb2,
+    pipeline_pb2,
+    registry_pb2,
+    statistics_pb2,
+    training_dataset_pb2,
+)
 from foresight.logger.v1 import outcome_pb2, prediction_log_pb2
 from foresight.predictor.v1 import prediction_pb2
 from foresight.trainer.v1 import batch_prediction_pb2, flywheel_pb2, model_registry_pb2, training_pb2
@@ -21,7 +31,8 @@ from gateway.certificates import CertificateFolder, ensure_certificates
 from services.runtime.status import DETAILS_KEY, status_of
 
 FILES = (
-    *(registry_pb2, offline_pb2, log_ingestion_pb2, outcome_pb2, prediction_log_pb2, prediction_pb2),
+    *(registry_pb2, offline_pb2, online_pb2, training_dataset_pb2, log_ingestion_pb2, statistics_pb2, lineage_pb2),
+    *(erasure_pb2, pipeline_pb2, outcome_pb2, prediction_log_pb2, prediction_pb2),
     *(batch_prediction_pb2, flywheel_pb2, model_registry_pb2, training_pb2),
 )
 METHODS = {

@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from foresight.cli.app import app
-from foresight.feature_store.v1 import offline_pb2, online_pb2, registry_pb2
+from foresight.feature_store.v1 import offline_pb2, online_pb2, registry_pb2, training_dataset_pb2
 from foresight.logger.v1 import outcome_pb2, prediction_log_pb2
 from foresight.predictor.v1 import prediction_pb2
 from foresight.tables import decode_table, encode_table
@@ -135,11 +135,14 @@ def test_ingest_writes_a_file_as_one_commit(run: Run, fake: FakeForesight, file:
 
 def test_train_makes_a_dataset_and_a_version_with_metrics(run: Run, fake: FakeForesight, file: Any) -> None:
     fake.on("GetFeatureView", described_view())
-    splits = [offline_pb2.SplitRows(split="train", rows=1), offline_pb2.SplitRows(split="test", rows=1)]
+    splits = [
+        training_dataset_pb2.SplitRows(split="train", rows=1),
+        training_dataset_pb2.SplitRows(split="test", rows=1),
+    ]
     label = registry_pb2.FeatureView(label=described_view().view.label).label
-    dataset = offline_pb2.TrainingDataset(id="d1", rows=2, splits=splits, label=label)
-    fake.on("CreateTrainingDataset", offline_pb2.CreateTrainingDatasetResponse(dataset=dataset))
-    fake.on("GetTrainingDataset", offline_pb2.GetTrainingDatasetResponse(dataset=dataset))
+    dataset = training_dataset_pb2.TrainingDataset(id="d1", rows=2, splits=splits, label=label)
+    fake.on("CreateTrainingDataset", training_dataset_pb2.CreateTrainingDatasetResponse(dataset=dataset))
+    fake.on("GetTrainingDataset", training_dataset_pb2.GetTrainingDatasetResponse(dataset=dataset))
     metric = model_registry_pb2.Metric(name="roc_auc", value=0.71234)
     version = model_registry_pb2.ModelVersion(model=ref("delays", 4), train_rows=1, metrics=[metric])
     progress = training_pb2.TrainingProgress(stage="fitting", rows=1)
@@ -315,8 +318,8 @@ def test_predictions_are_shown_or_written_with_their_outcomes(
     run: Run, deployed: FakeForesight, tmp_path: Path
 ) -> None:
     def read(request: Any) -> Iterator[Any]:
-        if request.group.name == "log_outcomes_delays_v3":
-            raise errors.NotFound("group", request.group.name)
+        if request.query.group.name == "log_outcomes_delays_v3":
+            raise errors.NotFound("group", request.query.group.name)
         yield from pieces(offline_pb2.ReadFeaturesResponse, encode_table(_logged(30)))
 
     deployed.on("ReadFeatures", read)
@@ -368,10 +371,12 @@ def test_batch_says_where_the_predictions_are(run: Run, fake: FakeForesight) -> 
 
 
 def test_a_dataset_is_described_and_written_to_a_file(run: Run, fake: FakeForesight, tmp_path: Path) -> None:
-    dataset = offline_pb2.TrainingDataset(id="d1", rows=2, label=described_view().view.label)
-    fake.on("GetTrainingDataset", offline_pb2.GetTrainingDatasetResponse(dataset=dataset))
+    dataset = training_dataset_pb2.TrainingDataset(id="d1", rows=2, label=described_view().view.label)
+    fake.on("GetTrainingDataset", training_dataset_pb2.GetTrainingDatasetResponse(dataset=dataset))
     rows = pa.table({"wind": [1.5, None]})
-    fake.on("ReadTrainingDataset", lambda r: pieces(offline_pb2.ReadTrainingDatasetResponse, encode_table(rows)))
+    fake.on(
+        "ReadTrainingDataset", lambda r: pieces(training_dataset_pb2.ReadTrainingDatasetResponse, encode_table(rows))
+    )
     output = tmp_path / "rows.csv"
     assert _json(run("dataset", "d1", "--output", output, "--json"))["rows"] == 2
     assert output.read_text() == '"wind"\n1.5\n\n'

@@ -91,9 +91,12 @@ def test_reading_a_group_sends_the_window_and_gives_a_frame(client: Client, fake
     assert frame["wind"].tolist() == [1.5]
     assert client.read("weather", output="polars").shape == (1, 3)
     first, second = fake.requests("ReadFeatures")
-    assert (first.group, first.commit, first.latest_only) == (ref("weather", 2), 9, True)
-    assert (first.from_event_time, first.to_event_time) == (encode_instant(NOON), encode_instant(NOON + HOUR))
-    assert not second.HasField("from_event_time")
+    assert (first.query.group, first.commit, first.query.latest_only) == (ref("weather", 2), 9, True)
+    assert (first.query.from_event_time, first.query.to_event_time) == (
+        encode_instant(NOON),
+        encode_instant(NOON + HOUR),
+    )
+    assert not second.query.HasField("from_event_time")
 
 
 def test_a_spine_has_the_types_of_the_view_and_keeps_its_other_columns(client: Client, fake: FakeForesight) -> None:

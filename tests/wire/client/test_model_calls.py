@@ -17,7 +17,7 @@ from foresight.client import (
     TrainingDataset,
 )
 from foresight.client.estimators import decode_estimator
-from foresight.feature_store.v1 import offline_pb2
+from foresight.feature_store.v1 import training_dataset_pb2
 from foresight.predictor.v1 import prediction_pb2
 from foresight.tables import decode_table
 from foresight.trainer.v1 import batch_prediction_pb2, model_registry_pb2, training_pb2
@@ -29,13 +29,16 @@ from tests.wire.client.delays import HOUR, LATE, NOON, described_view, ref
 from tests.wire.client.fake_foresight import FakeForesight, tables
 
 
-def _dataset(**changes: Any) -> offline_pb2.TrainingDataset:
-    return offline_pb2.TrainingDataset(
+def _dataset(**changes: Any) -> training_dataset_pb2.TrainingDataset:
+    return training_dataset_pb2.TrainingDataset(
         id="d1",
         name="spring",
         view=ref("delays", 3),
         rows=3,
-        splits=[offline_pb2.SplitRows(split="train", rows=2), offline_pb2.SplitRows(split="test", rows=1)],
+        splits=[
+            training_dataset_pb2.SplitRows(split="train", rows=2),
+            training_dataset_pb2.SplitRows(split="test", rows=1),
+        ],
         label=types_pb2.Field(name="late", type=types_pb2.DATA_TYPE_BOOL),
         created_at=encode_instant(NOON),
         **changes,
@@ -45,13 +48,15 @@ def _dataset(**changes: Any) -> offline_pb2.TrainingDataset:
 def test_a_dataset_is_made_of_a_spine_or_of_logged_predictions(client: Client, fake: FakeForesight) -> None:
     fake.on("GetFeatureView", described_view())
     logged = Logged(to_event_time=NOON, observed_by=NOON + HOUR, deployment="delays", from_event_time=NOON - HOUR)
-    message = offline_pb2.LoggedPredictions(
+    message = training_dataset_pb2.LoggedPredictions(
         deployment="delays",
         from_event_time=encode_instant(NOON - HOUR),
         to_event_time=encode_instant(NOON),
         observed_by=encode_instant(NOON + HOUR),
     )
-    fake.on("CreateTrainingDataset", offline_pb2.CreateTrainingDatasetResponse(dataset=_dataset(logged=message)))
+    fake.on(
+        "CreateTrainingDataset", training_dataset_pb2.CreateTrainingDatasetResponse(dataset=_dataset(logged=message))
+    )
     dataset = client.create_training_dataset("spring", "delays", logged=logged)
     assert (dataset.id, dataset.splits, dataset.label, dataset.logged) == ("d1", {"train": 2, "test": 1}, LATE, logged)
     spine = [{"origin": "JFK", "event_time": NOON, "hour": 17, "late": True}]
@@ -59,7 +64,7 @@ def test_a_dataset_is_made_of_a_spine_or_of_logged_predictions(client: Client, f
     of_log, of_spine = fake.requests("CreateTrainingDataset")
     assert len(of_log) == 1
     assert of_log[0].header.logged == message
-    assert of_spine[0].header == offline_pb2.TrainingDatasetHeader(
+    assert of_spine[0].header == training_dataset_pb2.TrainingDatasetHeader(
         name="spring", view=ref("delays", 3), known_by=True, test_from=encode_instant(NOON)
     )
     assert decode_table([tables(of_spine)]).to_pylist() == spine
@@ -71,7 +76,7 @@ def test_a_dataset_is_made_of_a_spine_or_of_logged_predictions(client: Client, f
 @pytest.fixture
 def dataset(client: Client, fake: FakeForesight) -> TrainingDataset:
     """A dataset that the fake describes."""
-    fake.on("GetTrainingDataset", offline_pb2.GetTrainingDatasetResponse(dataset=_dataset()))
+    fake.on("GetTrainingDataset", training_dataset_pb2.GetTrainingDatasetResponse(dataset=_dataset()))
     return client.training_dataset("d1")
 
 

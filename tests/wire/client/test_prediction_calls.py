@@ -112,9 +112,9 @@ def _log(*ids: str, deployment: str = "delays") -> pa.Table:
 
 def _read(tables: dict[str, pa.Table]) -> Any:
     def read(request: Any) -> Iterator[Any]:
-        if request.group.name not in tables:
-            raise errors.NotFound("group", request.group.name)
-        yield from pieces(offline_pb2.ReadFeaturesResponse, encode_table(tables[request.group.name]))
+        if request.query.group.name not in tables:
+            raise errors.NotFound("group", request.query.group.name)
+        yield from pieces(offline_pb2.ReadFeaturesResponse, encode_table(tables[request.query.group.name]))
 
     return read
 

@@ -19,8 +19,11 @@ from foresight.feature_store.v1 import (
     offline_pb2_grpc,
     online_pb2,
     online_pb2_grpc,
+    query_pb2,
     registry_pb2,
     registry_pb2_grpc,
+    training_dataset_pb2,
+    training_dataset_pb2_grpc,
 )
 from foresight.tables import decode_table, encode_table
 from foresight.types.v1 import types_pb2
@@ -39,6 +42,7 @@ class Calls:
     def __init__(self, channel: grpc.Channel) -> None:
         self.registry = registry_pb2_grpc.FeatureRegistryServiceStub(channel)
         self.offline = offline_pb2_grpc.OfflineFeatureServiceStub(channel)
+        self.datasets = training_dataset_pb2_grpc.TrainingDatasetServiceStub(channel)
         self.online = online_pb2_grpc.OnlineFeatureServiceStub(channel)
         self.ingestion = log_ingestion_pb2_grpc.LogIngestionServiceStub(channel)
         number = next(_NUMBERS)
@@ -68,7 +72,9 @@ class Calls:
 
     def read(self, **options: Any) -> pa.Table:
         """Reads the group."""
-        request = offline_pb2.ReadFeaturesRequest(group=self.group, **options)
+        commit = options.pop("commit", 0)
+        query = query_pb2.GroupQuery(group=self.group, **options)
+        request = offline_pb2.ReadFeaturesRequest(query=query, commit=commit)
         return decode_table(answer.arrow for answer in self.offline.ReadFeatures(request))
 
     def vectors(self, places: list[str | None], event_time: datetime = T0) -> online_pb2.FeatureVectors:
@@ -155,15 +161,15 @@ def test_a_row_goes_the_whole_way(calls: Calls) -> None:
     header = offline_pb2.AsOfHeader(view=types_pb2.VersionRef(name=calls.view.name))
     joined = calls.offline.ReadAsOf(uploaded(offline_pb2.ReadAsOfRequest, header, spine))
     assert decode_table(part.arrow for part in joined)["wind"].to_pylist() == [1.5, None]
-    named = offline_pb2.TrainingDatasetHeader(name="first", view=calls.view, test_from=encode_instant(T0))
+    named = training_dataset_pb2.TrainingDatasetHeader(name="first", view=calls.view, test_from=encode_instant(T0))
     labelled = spine.append_column("late", pa.array([True, False]))
-    dataset = calls.offline.CreateTrainingDataset(
-        uploaded(offline_pb2.CreateTrainingDatasetRequest, named, labelled)
+    dataset = calls.datasets.CreateTrainingDataset(
+        uploaded(training_dataset_pb2.CreateTrainingDatasetRequest, named, labelled)
     ).dataset
     assert [(split.split, split.rows) for split in dataset.splits] == [("test", 2)]
-    described = calls.offline.GetTrainingDataset(offline_pb2.GetTrainingDatasetRequest(dataset_id=dataset.id))
+    described = calls.datasets.GetTrainingDataset(training_dataset_pb2.GetTrainingDatasetRequest(dataset_id=dataset.id))
     assert described.dataset == dataset
-    stored = calls.offline.ReadTrainingDataset(offline_pb2.ReadTrainingDatasetRequest(dataset_id=dataset.id))
+    stored = calls.datasets.ReadTrainingDataset(training_dataset_pb2.ReadTrainingDatasetRequest(dataset_id=dataset.id))
     assert decode_table(part.arrow for part in stored).num_rows == 2
     group = calls.registry.GetFeatureGroup(registry_pb2.GetFeatureGroupRequest(group=calls.group))
     assert group.rows == 2
@@ -180,13 +186,20 @@ def test_many_rows_stream_in_chunks(calls: Calls) -> None:
     times = pa.array(range(n), pa.int64()).cast(UTC_MICROS)
     table = pa.table({"place": pa.array(["p"] * n), "event_time": times, "wind": pa.array(range(n), pa.int64())})
     assert calls.write(table).rows == n
-    chunks = [a.arrow for a in calls.offline.ReadFeatures(offline_pb2.ReadFeaturesRequest(group=calls.group))]
+    chunks = [
+        a.arrow
+        for a in calls.offline.ReadFeatures(
+            offline_pb2.ReadFeaturesRequest(query=query_pb2.GroupQuery(group=calls.group))
+        )
+    ]
     assert len(chunks) > 3
     assert max(map(len, chunks)) <= 1 << 20
     assert decode_table(chunks)["wind"].to_pylist() == [float(i) for i in range(n)]
     # A reader that goes away in the middle takes nothing with it.
     for _ in range(4):
-        stream = calls.offline.ReadFeatures(offline_pb2.ReadFeaturesRequest(group=calls.group))
+        stream = calls.offline.ReadFeatures(
+            offline_pb2.ReadFeaturesRequest(query=query_pb2.GroupQuery(group=calls.group))
+        )
         next(iter(stream))
         stream.cancel()
     assert calls.read(latest_only=True).num_rows == 1
@@ -283,16 +296,18 @@ def test_wrong_reads_are_refused(calls: Calls) -> None:
     )
     backwards = {"from_event_time": encode_instant(T0), "to_event_time": encode_instant(T0)}
     assert refused(*invalid, lambda: calls.read(**backwards)) == ["from_event_time"]
-    get = calls.offline.GetTrainingDataset
-    assert refused(*invalid, lambda: get(offline_pb2.GetTrainingDatasetRequest())) == ["dataset_id"]
+    get = calls.datasets.GetTrainingDataset
+    assert refused(*invalid, lambda: get(training_dataset_pb2.GetTrainingDatasetRequest())) == ["dataset_id"]
     refused(
         Code.NOT_FOUND,
         "NOT_FOUND",
-        lambda: get(offline_pb2.GetTrainingDatasetRequest(dataset_id="../../etc/passwd")),
+        lambda: get(training_dataset_pb2.GetTrainingDatasetRequest(dataset_id="../../etc/passwd")),
     )
-    create = calls.offline.CreateTrainingDataset
-    header = offline_pb2.TrainingDatasetHeader(name="x", view=calls.view, logged=offline_pb2.LoggedPredictions())
-    nothing = [offline_pb2.CreateTrainingDatasetRequest(header=header)]
+    create = calls.datasets.CreateTrainingDataset
+    header = training_dataset_pb2.TrainingDatasetHeader(
+        name="x", view=calls.view, logged=training_dataset_pb2.LoggedPredictions()
+    )
+    nothing = [training_dataset_pb2.CreateTrainingDatasetRequest(header=header)]
     assert refused(*invalid, lambda: create(iter(nothing))) == ["header.logged.to_event_time"]
 
 

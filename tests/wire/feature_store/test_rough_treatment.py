@@ -21,7 +21,7 @@ import grpc
 import pyarrow as pa
 import pytest
 
-from foresight.feature_store.v1 import offline_pb2
+from foresight.feature_store.v1 import offline_pb2, query_pb2
 from services.feature_store.applier import Lease
 from services.runtime.settings import DatabaseSettings
 from tests.conftest import PostgresServer
@@ -162,7 +162,9 @@ def left_in_the_middle_of_calls(process: Process, calls: Calls) -> None:
     many = pa.concat_tables([rows(*range(2_000), place=f"many {i}") for i in range(40)])
     calls.write(many, "many")
     for _ in range(10):
-        reading = calls.offline.ReadFeatures(offline_pb2.ReadFeaturesRequest(group=calls.group))
+        reading = calls.offline.ReadFeatures(
+            offline_pb2.ReadFeaturesRequest(query=query_pb2.GroupQuery(group=calls.group))
+        )
         next(reading)
         reading.cancel()
         header = offline_pb2.WriteHeader(group=calls.group, write_id="half")

@@ -65,6 +65,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """INTERNAL. A bug; the service's log has the details under the request id."""
     ERROR_REASON_DEADLINE_EXCEEDED: _ErrorReason.ValueType  # 18
     """DEADLINE_EXCEEDED. The call's deadline passed before an answer was ready."""
+    ERROR_REASON_EXPECTATION_FAILED: _ErrorReason.ValueType  # 19
+    """INVALID_ARGUMENT. Rows break an expectation of their group; the violations name each, with counts and samples."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call failed; the comment names the gRPC status and what the caller can do."""
@@ -107,4 +109,6 @@ ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 17
 """INTERNAL. A bug; the service's log has the details under the request id."""
 ERROR_REASON_DEADLINE_EXCEEDED: ErrorReason.ValueType  # 18
 """DEADLINE_EXCEEDED. The call's deadline passed before an answer was ready."""
+ERROR_REASON_EXPECTATION_FAILED: ErrorReason.ValueType  # 19
+"""INVALID_ARGUMENT. Rows break an expectation of their group; the violations name each, with counts and samples."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -22,53 +22,42 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from foresight.feature_store.v1 import query_pb2 as foresight_dot_feature__store_dot_v1_dot_query__pb2
 from foresight.types.v1 import types_pb2 as foresight_dot_types_dot_v1_dot_types__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(foresight/feature_store/v1/offline.proto\x12\x1a\x66oresight.feature_store.v1\x1a\x1e\x66oresight/types/v1/types.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"^\n\x14WriteFeaturesRequest\x12\x37\n\x06header\x18\x01 \x01(\x0b\x32\'.foresight.feature_store.v1.WriteHeader\x12\r\n\x05\x61rrow\x18\x02 \x01(\x0c\"N\n\x0bWriteHeader\x12-\n\x05group\x18\x01 \x01(\x0b\x32\x1e.foresight.types.v1.VersionRef\x12\x10\n\x08write_id\x18\x02 \x01(\t\"z\n\x15WriteFeaturesResponse\x12\x0e\n\x06\x63ommit\x18\x01 \x01(\x04\x12\x30\n\x0c\x63ommitted_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04rows\x18\x03 \x01(\x04\x12\x11\n\tduplicate\x18\x04 \x01(\x08\"\xd1\x01\n\x13ReadFeaturesRequest\x12-\n\x05group\x18\x01 \x01(\x0b\x32\x1e.foresight.types.v1.VersionRef\x12\x33\n\x0f\x66rom_event_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\rto_event_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06\x63ommit\x18\x04 \x01(\x04\x12\x13\n\x0blatest_only\x18\x05 \x01(\x08\"%\n\x14ReadFeaturesResponse\x12\r\n\x05\x61rrow\x18\x01 \x01(\x0c\"X\n\x0fReadAsOfRequest\x12\x36\n\x06header\x18\x01 \x01(\x0b\x32&.foresight.feature_store.v1.AsOfHeader\x12\r\n\x05\x61rrow\x18\x02 \x01(\x0c\"\\\n\nAsOfHeader\x12,\n\x04view\x18\x01 \x01(\x0b\x32\x1e.foresight.types.v1.VersionRef\x12\x10\n\x08known_by\x18\x02 \x01(\x08\x12\x0e\n\x06\x63ommit\x18\x03 \x01(\x04\"!\n\x10ReadAsOfResponse\x12\r\n\x05\x61rrow\x18\x01 \x01(\x0c\"p\n\x1c\x43reateTrainingDatasetRequest\x12\x41\n\x06header\x18\x01 \x01(\x0b\x32\x31.foresight.feature_store.v1.TrainingDatasetHeader\x12\r\n\x05\x61rrow\x18\x02 \x01(\x0c\"\xe3\x01\n\x15TrainingDatasetHeader\x12\x0c\n\x04name\x18\x01 \x01(\t\x12,\n\x04view\x18\x02 \x01(\x0b\x32\x1e.foresight.types.v1.VersionRef\x12\x10\n\x08known_by\x18\x03 \x01(\x08\x12\x0e\n\x06\x63ommit\x18\x04 \x01(\x04\x12-\n\ttest_from\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12=\n\x06logged\x18\x06 \x01(\x0b\x32-.foresight.feature_store.v1.LoggedPredictions\"\xc0\x01\n\x11LoggedPredictions\x12\x12\n\ndeployment\x18\x01 \x01(\t\x12\x33\n\x0f\x66rom_event_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\rto_event_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bobserved_by\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x93\x04\n\x0fTrainingDataset\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12,\n\x04view\x18\x03 \x01(\x0b\x32\x1e.foresight.types.v1.VersionRef\x12\x0e\n\x06\x63ommit\x18\x04 \x01(\x04\x12\x10\n\x08known_by\x18\x05 \x01(\x08\x12\x0c\n\x04rows\x18\x06 \x01(\x04\x12\x35\n\x06splits\x18\x07 \x03(\x0b\x32%.foresight.feature_store.v1.SplitRows\x12\x16\n\x0e\x63ontent_sha256\x18\x08 \x01(\t\x12\x14\n\x0cspine_sha256\x18\t \x01(\t\x12.\n\x06groups\x18\n \x03(\x0b\x32\x1e.foresight.types.v1.VersionRef\x12.\n\ncreated_at\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12+\n\x08\x66\x65\x61tures\x18\x0c \x03(\x0b\x32\x19.foresight.types.v1.Field\x12(\n\x05label\x18\r \x01(\x0b\x32\x19.foresight.types.v1.Field\x12-\n\ttest_from\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12=\n\x06logged\x18\x0f \x01(\x0b\x32-.foresight.feature_store.v1.LoggedPredictions\"(\n\tSplitRows\x12\r\n\x05split\x18\x01 \x01(\t\x12\x0c\n\x04rows\x18\x02 \x01(\x04\"]\n\x1d\x43reateTrainingDatasetResponse\x12<\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32+.foresight.feature_store.v1.TrainingDataset\"/\n\x19GetTrainingDatasetRequest\x12\x12\n\ndataset_id\x18\x01 \x01(\t\"Z\n\x1aGetTrainingDatasetResponse\x12<\n\x07\x64\x61taset\x18\x01 \x01(\x0b\x32+.foresight.feature_store.v1.TrainingDataset\"?\n\x1aReadTrainingDatasetRequest\x12\x12\n\ndataset_id\x18\x01 \x01(\t\x12\r\n\x05split\x18\x02 \x01(\t\",\n\x1bReadTrainingDatasetResponse\x12\r\n\x05\x61rrow\x18\x01 \x01(\x0c\x32\x91\x06\n\x15OfflineFeatureService\x12v\n\rWriteFeatures\x12\x30.foresight.feature_store.v1.WriteFeaturesRequest\x1a\x31.foresight.feature_store.v1.WriteFeaturesResponse(\x01\x12s\n\x0cReadFeatures\x12/.foresight.feature_store.v1.ReadFeaturesRequest\x1a\x30.foresight.feature_store.v1.ReadFeaturesResponse0\x01\x12i\n\x08ReadAsOf\x12+.foresight.feature_store.v1.ReadAsOfRequest\x1a,.foresight.feature_store.v1.ReadAsOfResponse(\x01\x30\x01\x12\x8e\x01\n\x15\x43reateTrainingDataset\x12\x38.foresight.feature_store.v1.CreateTrainingDatasetRequest\x1a\x39.foresight.feature_store.v1.CreateTrainingDatasetResponse(\x01\x12\x83\x01\n\x12GetTrainingDataset\x12\x35.foresight.feature_store.v1.GetTrainingDatasetRequest\x1a\x36.foresight.feature_store.v1.GetTrainingDatasetResponse\x12\x88\x01\n\x13ReadTrainingDataset\x12\x36.foresight.feature_store.v1.ReadTrainingDatasetRequest\x1a\x37.foresight.feature_store.v1.ReadTrainingDatasetResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(foresight/feature_store/v1/offline.proto\x12\x1a\x66oresight.feature_store.v1\x1a&foresight/feature_store/v1/query.proto\x1a\x1e\x66oresight/types/v1/types.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"^\n\x14WriteFeaturesRequest\x12\x37\n\x06header\x18\x01 \x01(\x0b\x32\'.foresight.feature_store.v1.WriteHeader\x12\r\n\x05\x61rrow\x18\x02 \x01(\x0c\"\x9e\x01\n\x0bWriteHeader\x12-\n\x05group\x18\x01 \x01(\x0b\x32\x1e.foresight.types.v1.VersionRef\x12\x10\n\x08write_id\x18\x02 \x01(\t\x12\x0e\n\x06source\x18\x03 \x01(\t\x12>\n\x08progress\x18\x04 \x01(\x0b\x32,.foresight.feature_store.v1.PipelineProgress\"U\n\x10PipelineProgress\x12\x10\n\x08pipeline\x18\x01 \x01(\t\x12\x17\n\x0fposition_before\x18\x02 \x01(\t\x12\x16\n\x0eposition_after\x18\x03 \x01(\t\"\xd3\x01\n\x15WriteFeaturesResponse\x12\x0e\n\x06\x63ommit\x18\x01 \x01(\x04\x12\x30\n\x0c\x63ommitted_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04rows\x18\x03 \x01(\x04\x12\x11\n\tduplicate\x18\x04 \x01(\x08\x12\x18\n\x10quarantined_rows\x18\x05 \x01(\x04\x12=\n\x06\x62roken\x18\x06 \x03(\x0b\x32-.foresight.feature_store.v1.BrokenExpectation\"@\n\x11\x42rokenExpectation\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04rows\x18\x02 \x01(\x04\x12\x0f\n\x07samples\x18\x03 \x03(\t\"\\\n\x15ReadQuarantineRequest\x12-\n\x05group\x18\x01 \x01(\x0b\x32\x1e.foresight.types.v1.VersionRef\x12\x14\n\x0c\x61\x66ter_commit\x18\x02 \x01(\x04\"\'\n\x16ReadQuarantineResponse\x12\r\n\x05\x61rrow\x18\x01 \x01(\x0c\"\x8c\x01\n\x13ReadFeaturesRequest\x12\x35\n\x05query\x18\x01 \x01(\x0b\x32&.foresight.feature_store.v1.GroupQuery\x12\x0e\n\x06\x63ommit\x18\x02 \x01(\x04\x12.\n\nas_of_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"%\n\x14ReadFeaturesResponse\x12\r\n\x05\x61rrow\x18\x01 \x01(\x0c\"X\n\x0fReadAsOfRequest\x12\x36\n\x06header\x18\x01 \x01(\x0b\x32&.foresight.feature_store.v1.AsOfHeader\x12\r\n\x05\x61rrow\x18\x02 \x01(\x0c\"\xc3\x01\n\nAsOfHeader\x12,\n\x04view\x18\x01 \x01(\x0b\x32\x1e.foresight.types.v1.VersionRef\x12\x10\n\x08known_by\x18\x02 \x01(\x08\x12\x0e\n\x06\x63ommit\x18\x03 \x01(\x04\x12.\n\nas_of_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x35\n\x05spine\x18\x05 \x01(\x0b\x32&.foresight.feature_store.v1.SpineQuery\"!\n\x10ReadAsOfResponse\x12\r\n\x05\x61rrow\x18\x01 \x01(\x0c\x32\xea\x03\n\x15OfflineFeatureService\x12v\n\rWriteFeatures\x12\x30.foresight.feature_store.v1.WriteFeaturesRequest\x1a\x31.foresight.feature_store.v1.WriteFeaturesResponse(\x01\x12s\n\x0cReadFeatures\x12/.foresight.feature_store.v1.ReadFeaturesRequest\x1a\x30.foresight.feature_store.v1.ReadFeaturesResponse0\x01\x12y\n\x0eReadQuarantine\x12\x31.foresight.feature_store.v1.ReadQuarantineRequest\x1a\x32.foresight.feature_store.v1.ReadQuarantineResponse0\x01\x12i\n\x08ReadAsOf\x12+.foresight.feature_store.v1.ReadAsOfRequest\x1a,.foresight.feature_store.v1.ReadAsOfResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'foresight.feature_store.v1.offline_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_WRITEFEATURESREQUEST']._serialized_start=137
-  _globals['_WRITEFEATURESREQUEST']._serialized_end=231
-  _globals['_WRITEHEADER']._serialized_start=233
-  _globals['_WRITEHEADER']._serialized_end=311
-  _globals['_WRITEFEATURESRESPONSE']._serialized_start=313
-  _globals['_WRITEFEATURESRESPONSE']._serialized_end=435
-  _globals['_READFEATURESREQUEST']._serialized_start=438
-  _globals['_READFEATURESREQUEST']._serialized_end=647
-  _globals['_READFEATURESRESPONSE']._serialized_start=649
-  _globals['_READFEATURESRESPONSE']._serialized_end=686
-  _globals['_READASOFREQUEST']._serialized_start=688
-  _globals['_READASOFREQUEST']._serialized_end=776
-  _globals['_ASOFHEADER']._serialized_start=778
-  _globals['_ASOFHEADER']._serialized_end=870
-  _globals['_READASOFRESPONSE']._serialized_start=872
-  _globals['_READASOFRESPONSE']._serialized_end=905
-  _globals['_CREATETRAININGDATASETREQUEST']._serialized_start=907
-  _globals['_CREATETRAININGDATASETREQUEST']._serialized_end=1019
-  _globals['_TRAININGDATASETHEADER']._serialized_start=1022
-  _globals['_TRAININGDATASETHEADER']._serialized_end=1249
-  _globals['_LOGGEDPREDICTIONS']._serialized_start=1252
-  _globals['_LOGGEDPREDICTIONS']._serialized_end=1444
-  _globals['_TRAININGDATASET']._serialized_start=1447
-  _globals['_TRAININGDATASET']._serialized_end=1978
-  _globals['_SPLITROWS']._serialized_start=1980
-  _globals['_SPLITROWS']._serialized_end=2020
-  _globals['_CREATETRAININGDATASETRESPONSE']._serialized_start=2022
-  _globals['_CREATETRAININGDATASETRESPONSE']._serialized_end=2115
-  _globals['_GETTRAININGDATASETREQUEST']._serialized_start=2117
-  _globals['_GETTRAININGDATASETREQUEST']._serialized_end=2164
-  _globals['_GETTRAININGDATASETRESPONSE']._serialized_start=2166
-  _globals['_GETTRAININGDATASETRESPONSE']._serialized_end=2256
-  _globals['_READTRAININGDATASETREQUEST']._serialized_start=2258
-  _globals['_READTRAININGDATASETREQUEST']._serialized_end=2321
-  _globals['_READTRAININGDATASETRESPONSE']._serialized_start=2323
-  _globals['_READTRAININGDATASETRESPONSE']._serialized_end=2367
-  _globals['_OFFLINEFEATURESERVICE']._serialized_start=2370
-  _globals['_OFFLINEFEATURESERVICE']._serialized_end=3155
+  _globals['_WRITEFEATURESREQUEST']._serialized_start=177
+  _globals['_WRITEFEATURESREQUEST']._serialized_end=271
+  _globals['_WRITEHEADER']._serialized_start=274
+  _globals['_WRITEHEADER']._serialized_end=432
+  _globals['_PIPELINEPROGRESS']._serialized_start=434
+  _globals['_PIPELINEPROGRESS']._serialized_end=519
+  _globals['_WRITEFEATURESRESPONSE']._serialized_start=522
+  _globals['_WRITEFEATURESRESPONSE']._serialized_end=733
+  _globals['_BROKENEXPECTATION']._serialized_start=735
+  _globals['_BROKENEXPECTATION']._serialized_end=799
+  _globals['_READQUARANTINEREQUEST']._serialized_start=801
+  _globals['_READQUARANTINEREQUEST']._serialized_end=893
+  _globals['_READQUARANTINERESPONSE']._serialized_start=895
+  _globals['_READQUARANTINERESPONSE']._serialized_end=934
+  _globals['_READFEATURESREQUEST']._serialized_start=937
+  _globals['_READFEATURESREQUEST']._serialized_end=1077
+  _globals['_READFEATURESRESPONSE']._serialized_start=1079
+  _globals['_READFEATURESRESPONSE']._serialized_end=1116
+  _globals['_READASOFREQUEST']._serialized_start=1118
+  _globals['_READASOFREQUEST']._serialized_end=1206
+  _globals['_ASOFHEADER']._serialized_start=1209
+  _globals['_ASOFHEADER']._serialized_end=1404
+  _globals['_READASOFRESPONSE']._serialized_start=1406
+  _globals['_READASOFRESPONSE']._serialized_end=1439
+  _globals['_OFFLINEFEATURESERVICE']._serialized_start=1442
+  _globals['_OFFLINEFEATURESERVICE']._serialized_end=1932
 # @@protoc_insertion_point(module_scope)

@@ -45,25 +45,15 @@ class OfflineFeatureServiceStub:
                 request_serializer=foresight_dot_feature__store_dot_v1_dot_offline__pb2.ReadFeaturesRequest.SerializeToString,
                 response_deserializer=foresight_dot_feature__store_dot_v1_dot_offline__pb2.ReadFeaturesResponse.FromString,
                 _registered_method=True)
+        self.ReadQuarantine = channel.unary_stream(
+                '/foresight.feature_store.v1.OfflineFeatureService/ReadQuarantine',
+                request_serializer=foresight_dot_feature__store_dot_v1_dot_offline__pb2.ReadQuarantineRequest.SerializeToString,
+                response_deserializer=foresight_dot_feature__store_dot_v1_dot_offline__pb2.ReadQuarantineResponse.FromString,
+                _registered_method=True)
         self.ReadAsOf = channel.stream_stream(
                 '/foresight.feature_store.v1.OfflineFeatureService/ReadAsOf',
                 request_serializer=foresight_dot_feature__store_dot_v1_dot_offline__pb2.ReadAsOfRequest.SerializeToString,
                 response_deserializer=foresight_dot_feature__store_dot_v1_dot_offline__pb2.ReadAsOfResponse.FromString,
-                _registered_method=True)
-        self.CreateTrainingDataset = channel.stream_unary(
-                '/foresight.feature_store.v1.OfflineFeatureService/CreateTrainingDataset',
-                request_serializer=foresight_dot_feature__store_dot_v1_dot_offline__pb2.CreateTrainingDatasetRequest.SerializeToString,
-                response_deserializer=foresight_dot_feature__store_dot_v1_dot_offline__pb2.CreateTrainingDatasetResponse.FromString,
-                _registered_method=True)
-        self.GetTrainingDataset = channel.unary_unary(
-                '/foresight.feature_store.v1.OfflineFeatureService/GetTrainingDataset',
-                request_serializer=foresight_dot_feature__store_dot_v1_dot_offline__pb2.GetTrainingDatasetRequest.SerializeToString,
-                response_deserializer=foresight_dot_feature__store_dot_v1_dot_offline__pb2.GetTrainingDatasetResponse.FromString,
-                _registered_method=True)
-        self.ReadTrainingDataset = channel.unary_stream(
-                '/foresight.feature_store.v1.OfflineFeatureService/ReadTrainingDataset',
-                request_serializer=foresight_dot_feature__store_dot_v1_dot_offline__pb2.ReadTrainingDatasetRequest.SerializeToString,
-                response_deserializer=foresight_dot_feature__store_dot_v1_dot_offline__pb2.ReadTrainingDatasetResponse.FromString,
                 _registered_method=True)
 
 
@@ -75,7 +65,9 @@ class OfflineFeatureServiceServicer:
         """Appends rows to a group as one commit: all of them become visible at once, or none. The table has the
         group's key columns, `event_time` (timestamp with time zone), its features (a missing column is NULL),
         and optionally `known_at` (timestamp, <= now) and `deleted` (bool: the row is a tombstone).
-        The answer comes when offline and online reads see the rows.
+        The answer comes when offline and online reads see the rows. Any number of rows is taken, in bounded memory.
+        Rows that break an expectation of the group are handled by its failure policy: the write is refused
+        (INVALID_ARGUMENT, reason EXPECTATION_FAILED, with counts and samples), or those rows are quarantined.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -88,31 +80,17 @@ class OfflineFeatureServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReadQuarantine(self, request, context):
+        """Reads rows that were quarantined, by the commit whose write brought them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ReadAsOf(self, request_iterator, context):
         """Joins a spine with the features of a view as of each row's event time: one output row per spine row, in
         order. The spine has the view's entity keys, `event_time`, its request features, and any other columns,
         which are passed through.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def CreateTrainingDataset(self, request_iterator, context):
-        """Creates a training dataset from a spine (or from logged predictions) and stores it with its manifest.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def GetTrainingDataset(self, request, context):
-        """Describes a training dataset.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def ReadTrainingDataset(self, request, context):
-        """Streams the rows of a training dataset. DATA_LOSS when the stored bytes do not match the manifest.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -131,25 +109,15 @@ def add_OfflineFeatureServiceServicer_to_server(servicer, server):
                     request_deserializer=foresight_dot_feature__store_dot_v1_dot_offline__pb2.ReadFeaturesRequest.FromString,
                     response_serializer=foresight_dot_feature__store_dot_v1_dot_offline__pb2.ReadFeaturesResponse.SerializeToString,
             ),
+            'ReadQuarantine': grpc.unary_stream_rpc_method_handler(
+                    servicer.ReadQuarantine,
+                    request_deserializer=foresight_dot_feature__store_dot_v1_dot_offline__pb2.ReadQuarantineRequest.FromString,
+                    response_serializer=foresight_dot_feature__store_dot_v1_dot_offline__pb2.ReadQuarantineResponse.SerializeToString,
+            ),
             'ReadAsOf': grpc.stream_stream_rpc_method_handler(
                     servicer.ReadAsOf,
                     request_deserializer=foresight_dot_feature__store_dot_v1_dot_offline__pb2.ReadAsOfRequest.FromString,
                     response_serializer=foresight_dot_feature__store_dot_v1_dot_offline__pb2.ReadAsOfResponse.SerializeToString,
-            ),
-            'CreateTrainingDataset': grpc.stream_unary_rpc_method_handler(
-                    servicer.CreateTrainingDataset,
-                    request_deserializer=foresight_dot_feature__store_dot_v1_dot_offline__pb2.CreateTrainingDatasetRequest.FromString,
-                    response_serializer=foresight_dot_feature__store_dot_v1_dot_offline__pb2.CreateTrainingDatasetResponse.SerializeToString,
-            ),
-            'GetTrainingDataset': grpc.unary_unary_rpc_method_handler(
-                    servicer.GetTrainingDataset,
-                    request_deserializer=foresight_dot_feature__store_dot_v1_dot_offline__pb2.GetTrainingDatasetRequest.FromString,
-                    response_serializer=foresight_dot_feature__store_dot_v1_dot_offline__pb2.GetTrainingDatasetResponse.SerializeToString,
-            ),
-            'ReadTrainingDataset': grpc.unary_stream_rpc_method_handler(
-                    servicer.ReadTrainingDataset,
-                    request_deserializer=foresight_dot_feature__store_dot_v1_dot_offline__pb2.ReadTrainingDatasetRequest.FromString,
-                    response_serializer=foresight_dot_feature__store_dot_v1_dot_offline__pb2.ReadTrainingDatasetResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -218,6 +186,33 @@ class OfflineFeatureService:
             _registered_method=True)
 
     @staticmethod
+    def ReadQuarantine(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/foresight.feature_store.v1.OfflineFeatureService/ReadQuarantine',
+            foresight_dot_feature__store_dot_v1_dot_offline__pb2.ReadQuarantineRequest.SerializeToString,
+            foresight_dot_feature__store_dot_v1_dot_offline__pb2.ReadQuarantineResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def ReadAsOf(request_iterator,
             target,
             options=(),
@@ -234,87 +229,6 @@ class OfflineFeatureService:
             '/foresight.feature_store.v1.OfflineFeatureService/ReadAsOf',
             foresight_dot_feature__store_dot_v1_dot_offline__pb2.ReadAsOfRequest.SerializeToString,
             foresight_dot_feature__store_dot_v1_dot_offline__pb2.ReadAsOfResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def CreateTrainingDataset(request_iterator,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.stream_unary(
-            request_iterator,
-            target,
-            '/foresight.feature_store.v1.OfflineFeatureService/CreateTrainingDataset',
-            foresight_dot_feature__store_dot_v1_dot_offline__pb2.CreateTrainingDatasetRequest.SerializeToString,
-            foresight_dot_feature__store_dot_v1_dot_offline__pb2.CreateTrainingDatasetResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def GetTrainingDataset(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/foresight.feature_store.v1.OfflineFeatureService/GetTrainingDataset',
-            foresight_dot_feature__store_dot_v1_dot_offline__pb2.GetTrainingDatasetRequest.SerializeToString,
-            foresight_dot_feature__store_dot_v1_dot_offline__pb2.GetTrainingDatasetResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def ReadTrainingDataset(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_stream(
-            request,
-            target,
-            '/foresight.feature_store.v1.OfflineFeatureService/ReadTrainingDataset',
-            foresight_dot_feature__store_dot_v1_dot_offline__pb2.ReadTrainingDatasetRequest.SerializeToString,
-            foresight_dot_feature__store_dot_v1_dot_offline__pb2.ReadTrainingDatasetResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -288,3 +288,46 @@ class ReplayFeatureVectorsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReplayFeatureVectorsResponse: _TypeAlias = ReplayFeatureVectorsResponse  # noqa: Y015
+
+@_typing.final
+class RebuildOnlineStoreRequest(_message.Message):
+    """Request of RebuildOnlineStore."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RebuildOnlineStoreRequest: _TypeAlias = RebuildOnlineStoreRequest  # noqa: Y015
+
+@_typing.final
+class RebuildOnlineStoreResponse(_message.Message):
+    """Answer of RebuildOnlineStore."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    APPLIED_COMMIT_FIELD_NUMBER: _builtins.int
+    KEYS_FIELD_NUMBER: _builtins.int
+    applied_commit: _builtins.int
+    """The commit up to which it was built; later ones were applied as always."""
+    keys: _builtins.int
+    """Keys that it holds."""
+    def __init__(
+        self,
+        *,
+        applied_commit: _builtins.int = ...,
+        keys: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_commit", b"applied_commit", "keys", b"keys"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RebuildOnlineStoreResponse: _TypeAlias = RebuildOnlineStoreResponse  # noqa: Y015

@@ -45,6 +45,11 @@ class OnlineFeatureServiceStub:
                 request_serializer=foresight_dot_feature__store_dot_v1_dot_online__pb2.ReplayFeatureVectorsRequest.SerializeToString,
                 response_deserializer=foresight_dot_feature__store_dot_v1_dot_online__pb2.ReplayFeatureVectorsResponse.FromString,
                 _registered_method=True)
+        self.RebuildOnlineStore = channel.unary_unary(
+                '/foresight.feature_store.v1.OnlineFeatureService/RebuildOnlineStore',
+                request_serializer=foresight_dot_feature__store_dot_v1_dot_online__pb2.RebuildOnlineStoreRequest.SerializeToString,
+                response_deserializer=foresight_dot_feature__store_dot_v1_dot_online__pb2.RebuildOnlineStoreResponse.FromString,
+                _registered_method=True)
 
 
 class OnlineFeatureServiceServicer:
@@ -66,6 +71,14 @@ class OnlineFeatureServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RebuildOnlineStore(self, request, context):
+        """Builds the online store anew from offline rows, beside the one that serves, and then takes its place. For operators.
+        Answers when it is done; FAILED_PRECONDITION while another rebuild goes on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_OnlineFeatureServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -78,6 +91,11 @@ def add_OnlineFeatureServiceServicer_to_server(servicer, server):
                     servicer.ReplayFeatureVectors,
                     request_deserializer=foresight_dot_feature__store_dot_v1_dot_online__pb2.ReplayFeatureVectorsRequest.FromString,
                     response_serializer=foresight_dot_feature__store_dot_v1_dot_online__pb2.ReplayFeatureVectorsResponse.SerializeToString,
+            ),
+            'RebuildOnlineStore': grpc.unary_unary_rpc_method_handler(
+                    servicer.RebuildOnlineStore,
+                    request_deserializer=foresight_dot_feature__store_dot_v1_dot_online__pb2.RebuildOnlineStoreRequest.FromString,
+                    response_serializer=foresight_dot_feature__store_dot_v1_dot_online__pb2.RebuildOnlineStoreResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -135,6 +153,33 @@ class OnlineFeatureService:
             '/foresight.feature_store.v1.OnlineFeatureService/ReplayFeatureVectors',
             foresight_dot_feature__store_dot_v1_dot_online__pb2.ReplayFeatureVectorsRequest.SerializeToString,
             foresight_dot_feature__store_dot_v1_dot_online__pb2.ReplayFeatureVectorsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RebuildOnlineStore(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/foresight.feature_store.v1.OnlineFeatureService/RebuildOnlineStore',
+            foresight_dot_feature__store_dot_v1_dot_online__pb2.RebuildOnlineStoreRequest.SerializeToString,
+            foresight_dot_feature__store_dot_v1_dot_online__pb2.RebuildOnlineStoreResponse.FromString,
             options,
             channel_credentials,
             insecure,

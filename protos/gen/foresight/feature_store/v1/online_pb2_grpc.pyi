@@ -39,6 +39,10 @@ class OnlineFeatureServiceStub:
     """Answers what GetFeatureVectors would have answered when the online store had applied `applied_commit`,
     from offline rows. For verification: exact, and slower.
     """
+    RebuildOnlineStore: _grpc.UnaryUnaryMultiCallable[_online_pb2.RebuildOnlineStoreRequest, _online_pb2.RebuildOnlineStoreResponse]
+    """Builds the online store anew from offline rows, beside the one that serves, and then takes its place. For operators.
+    Answers when it is done; FAILED_PRECONDITION while another rebuild goes on.
+    """
 
 @_typing.type_check_only
 class OnlineFeatureServiceAsyncStub(OnlineFeatureServiceStub):
@@ -50,6 +54,10 @@ class OnlineFeatureServiceAsyncStub(OnlineFeatureServiceStub):
     ReplayFeatureVectors: _aio.UnaryUnaryMultiCallable[_online_pb2.ReplayFeatureVectorsRequest, _online_pb2.ReplayFeatureVectorsResponse]  # type: ignore[assignment]
     """Answers what GetFeatureVectors would have answered when the online store had applied `applied_commit`,
     from offline rows. For verification: exact, and slower.
+    """
+    RebuildOnlineStore: _aio.UnaryUnaryMultiCallable[_online_pb2.RebuildOnlineStoreRequest, _online_pb2.RebuildOnlineStoreResponse]  # type: ignore[assignment]
+    """Builds the online store anew from offline rows, beside the one that serves, and then takes its place. For operators.
+    Answers when it is done; FAILED_PRECONDITION while another rebuild goes on.
     """
 
 class OnlineFeatureServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -71,6 +79,16 @@ class OnlineFeatureServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_online_pb2.ReplayFeatureVectorsResponse, _abc.Awaitable[_online_pb2.ReplayFeatureVectorsResponse]]:
         """Answers what GetFeatureVectors would have answered when the online store had applied `applied_commit`,
         from offline rows. For verification: exact, and slower.
+        """
+
+    @_abc_1.abstractmethod
+    def RebuildOnlineStore(
+        self,
+        request: _online_pb2.RebuildOnlineStoreRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_online_pb2.RebuildOnlineStoreResponse, _abc.Awaitable[_online_pb2.RebuildOnlineStoreResponse]]:
+        """Builds the online store anew from offline rows, beside the one that serves, and then takes its place. For operators.
+        Answers when it is done; FAILED_PRECONDITION while another rebuild goes on.
         """
 
 def add_OnlineFeatureServiceServicer_to_server(servicer: OnlineFeatureServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -22,6 +22,30 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _FailurePolicy:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _FailurePolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FailurePolicy.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    FAILURE_POLICY_UNSPECIFIED: _FailurePolicy.ValueType  # 0
+    """Read as REJECT."""
+    FAILURE_POLICY_REJECT: _FailurePolicy.ValueType  # 1
+    """The whole write is refused."""
+    FAILURE_POLICY_QUARANTINE: _FailurePolicy.ValueType  # 2
+    """Those rows are kept aside, the others are written."""
+
+class FailurePolicy(_FailurePolicy, metaclass=_FailurePolicyEnumTypeWrapper):
+    """What happens to rows that break an expectation."""
+
+FAILURE_POLICY_UNSPECIFIED: FailurePolicy.ValueType  # 0
+"""Read as REJECT."""
+FAILURE_POLICY_REJECT: FailurePolicy.ValueType  # 1
+"""The whole write is refused."""
+FAILURE_POLICY_QUARANTINE: FailurePolicy.ValueType  # 2
+"""Those rows are kept aside, the others are written."""
+Global___FailurePolicy: _TypeAlias = FailurePolicy  # noqa: Y015
+
 class _MissingPolicy:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -51,6 +75,205 @@ MISSING_POLICY_FAIL: MissingPolicy.ValueType  # 3
 Global___MissingPolicy: _TypeAlias = MissingPolicy  # noqa: Y015
 
 @_typing.final
+class Tag(_message.Message):
+    """A word for people and programs to find things by."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    key: _builtins.str
+    """1 to 63 bytes, the rules of group names; each key once."""
+    value: _builtins.str
+    """At most 255 bytes, printable."""
+    def __init__(
+        self,
+        *,
+        key: _builtins.str = ...,
+        value: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Tag: _TypeAlias = Tag  # noqa: Y015
+
+@_typing.final
+class Expectation(_message.Message):
+    """A rule that rows have to keep when they are written."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    COLUMN_FIELD_NUMBER: _builtins.int
+    RANGE_FIELD_NUMBER: _builtins.int
+    ONE_OF_FIELD_NUMBER: _builtins.int
+    NOT_NULL_FIELD_NUMBER: _builtins.int
+    UNIQUE_FIELD_NUMBER: _builtins.int
+    FRESH_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Unique in the group; empty: made of the rule and the column."""
+    column: _builtins.str
+    """The feature or key that is checked; empty for `fresh`."""
+    @_builtins.property
+    def range(self) -> Global___Range:
+        """Between two numbers."""
+
+    @_builtins.property
+    def one_of(self) -> Global___OneOf:
+        """One of some values."""
+
+    @_builtins.property
+    def not_null(self) -> Global___NotNull:
+        """Not NULL."""
+
+    @_builtins.property
+    def unique(self) -> Global___Unique:
+        """Different in every row of a write."""
+
+    @_builtins.property
+    def fresh(self) -> Global___Fresh:
+        """Not older than an age when it is written."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        column: _builtins.str = ...,
+        range: Global___Range | None = ...,
+        one_of: Global___OneOf | None = ...,
+        not_null: Global___NotNull | None = ...,
+        unique: Global___Unique | None = ...,
+        fresh: Global___Fresh | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["fresh", b"fresh", "not_null", b"not_null", "one_of", b"one_of", "range", b"range", "rule", b"rule", "unique", b"unique"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["column", b"column", "fresh", b"fresh", "name", b"name", "not_null", b"not_null", "one_of", b"one_of", "range", b"range", "rule", b"rule", "unique", b"unique"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_rule: _TypeAlias = _typing.Literal["range", "one_of", "not_null", "unique", "fresh"]  # noqa: Y015
+    _WhichOneofArgType_rule: _TypeAlias = _typing.Literal["rule", b"rule"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_rule) -> _WhichOneofReturnType_rule | None: ...
+
+Global___Expectation: _TypeAlias = Expectation  # noqa: Y015
+
+@_typing.final
+class Range(_message.Message):
+    """Bounds of an INT64 or FLOAT64."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MIN_FIELD_NUMBER: _builtins.int
+    MAX_FIELD_NUMBER: _builtins.int
+    min: _builtins.float
+    """The least value allowed; unset: none."""
+    max: _builtins.float
+    """The greatest value allowed; unset: none. At least one of both is set."""
+    def __init__(
+        self,
+        *,
+        min: _builtins.float | None = ...,
+        max: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max", b"_max", "_min", b"_min", "max", b"max", "min", b"min"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max", b"_max", "_min", b"_min", "max", b"max", "min", b"min"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__max: _TypeAlias = _typing.Literal["max"]  # noqa: Y015
+    _WhichOneofArgType__max: _TypeAlias = _typing.Literal["_max", b"_max"]  # noqa: Y015
+    _WhichOneofReturnType__min: _TypeAlias = _typing.Literal["min"]  # noqa: Y015
+    _WhichOneofArgType__min: _TypeAlias = _typing.Literal["_min", b"_min"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max) -> _WhichOneofReturnType__max | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__min) -> _WhichOneofReturnType__min | None: ...
+
+Global___Range: _TypeAlias = Range  # noqa: Y015
+
+@_typing.final
+class OneOf(_message.Message):
+    """Values of an INT64, BOOL or STRING."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VALUES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def values(self) -> _types_pb2.Column:
+        """1 to 1,000 values of the column's type; the name is ignored."""
+
+    def __init__(
+        self,
+        *,
+        values: _types_pb2.Column | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["values", b"values"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["values", b"values"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OneOf: _TypeAlias = OneOf  # noqa: Y015
+
+@_typing.final
+class NotNull(_message.Message):
+    """No bounds."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NotNull: _TypeAlias = NotNull  # noqa: Y015
+
+@_typing.final
+class Unique(_message.Message):
+    """No bounds."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Unique: _TypeAlias = Unique  # noqa: Y015
+
+@_typing.final
+class Fresh(_message.Message):
+    """Age of the event time."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MAX_AGE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def max_age(self) -> _duration_pb2.Duration:
+        """event_time >= time of the write - this; positive, at most 100 years."""
+
+    def __init__(
+        self,
+        *,
+        max_age: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["max_age", b"max_age"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_age", b"max_age"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Fresh: _TypeAlias = Fresh  # noqa: Y015
+
+@_typing.final
 class FeatureGroup(_message.Message):
     """A versioned table of features."""
 
@@ -63,14 +286,34 @@ class FeatureGroup(_message.Message):
     FEATURES_FIELD_NUMBER: _builtins.int
     STRICT_EVENT_TIME_FIELD_NUMBER: _builtins.int
     CREATED_AT_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
+    TAGS_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    DEPRECATION_FIELD_NUMBER: _builtins.int
+    EXPECTATIONS_FIELD_NUMBER: _builtins.int
+    FAILURE_POLICY_FIELD_NUMBER: _builtins.int
+    DEFAULTS_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Lower-case letters, digits and underscores, starting with a letter, at most 63 bytes; `log_` is reserved."""
     version: _builtins.int
     """Allocated by the server, from 1; ignored in a registration."""
     description: _builtins.str
-    """What the rows mean, for people; at most 1,024 bytes."""
+    """What the rows mean, for people; at most 1,024 bytes. Not part of the version's content, nor are the fields 8 to 13."""
     strict_event_time: _builtins.bool
     """True: a row is visible only to times strictly after its event time. False: also at its event time."""
+    owner: _builtins.str
+    """Who answers for it: a person or a team, at most 255 bytes."""
+    source: _builtins.str
+    """Where the rows come from, for lineage, such as a table or a topic; at most 255 bytes."""
+    deprecation: _builtins.str
+    """Not empty: do not use it any more, and why or what instead; at most 1,024 bytes."""
+    failure_policy: Global___FailurePolicy.ValueType
+    """What happens to rows that break one."""
+    etag: _builtins.str
+    """Changes with every change of this version; set by the server. In a registration: the etag of the latest version
+    that the caller saw; ABORTED when it is not the latest any more. Empty: not compared.
+    """
     @_builtins.property
     def entity_keys(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Field]:
         """Columns that identify an entity, 1 to 8, of type INT64, STRING or BOOL; never NULL in a write."""
@@ -83,6 +326,20 @@ class FeatureGroup(_message.Message):
     def created_at(self) -> _timestamp_pb2.Timestamp:
         """When this version was registered; set by the server."""
 
+    @_builtins.property
+    def tags(self) -> _containers.RepeatedCompositeFieldContainer[Global___Tag]:
+        """At most 64."""
+
+    @_builtins.property
+    def expectations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Expectation]:
+        """At most 256."""
+
+    @_builtins.property
+    def defaults(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Column]:
+        """What rows without a value read, for features that were added in place: one row each, named by the feature. Set by
+        the server.
+        """
+
     def __init__(
         self,
         *,
@@ -93,10 +350,18 @@ class FeatureGroup(_message.Message):
         features: _abc.Iterable[_types_pb2.Field] | None = ...,
         strict_event_time: _builtins.bool = ...,
         created_at: _timestamp_pb2.Timestamp | None = ...,
+        owner: _builtins.str = ...,
+        tags: _abc.Iterable[Global___Tag] | None = ...,
+        source: _builtins.str = ...,
+        deprecation: _builtins.str = ...,
+        expectations: _abc.Iterable[Global___Expectation] | None = ...,
+        failure_policy: Global___FailurePolicy.ValueType = ...,
+        defaults: _abc.Iterable[_types_pb2.Column] | None = ...,
+        etag: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "description", b"description", "entity_keys", b"entity_keys", "features", b"features", "name", b"name", "strict_event_time", b"strict_event_time", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "defaults", b"defaults", "deprecation", b"deprecation", "description", b"description", "entity_keys", b"entity_keys", "etag", b"etag", "expectations", b"expectations", "failure_policy", b"failure_policy", "features", b"features", "name", b"name", "owner", b"owner", "source", b"source", "strict_event_time", b"strict_event_time", "tags", b"tags", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -266,12 +531,22 @@ class FeatureView(_message.Message):
     LABEL_FIELD_NUMBER: _builtins.int
     CREATED_AT_FIELD_NUMBER: _builtins.int
     FEATURES_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
+    TAGS_FIELD_NUMBER: _builtins.int
+    DEPRECATION_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Lower-case letters, digits and underscores, starting with a letter, at most 63 bytes."""
     version: _builtins.int
     """Allocated by the server, from 1; ignored in a registration."""
     description: _builtins.str
-    """What the view is for; at most 1,024 bytes."""
+    """What the view is for; at most 1,024 bytes. Not part of the version's content, nor are the fields 11 to 13."""
+    owner: _builtins.str
+    """Who answers for it, at most 255 bytes."""
+    deprecation: _builtins.str
+    """Not empty: do not use it any more, and why or what instead; at most 1,024 bytes."""
+    etag: _builtins.str
+    """As FeatureGroup.etag."""
     @_builtins.property
     def entity_keys(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Field]:
         """Keys that a request or a spine carries; derived by the server from the sources when it answers."""
@@ -300,6 +575,10 @@ class FeatureView(_message.Message):
     def features(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Field]:
         """Name, type and order of all features: sources, then request features, then transforms. Set by the server."""
 
+    @_builtins.property
+    def tags(self) -> _containers.RepeatedCompositeFieldContainer[Global___Tag]:
+        """At most 64."""
+
     def __init__(
         self,
         *,
@@ -313,10 +592,14 @@ class FeatureView(_message.Message):
         label: _types_pb2.Field | None = ...,
         created_at: _timestamp_pb2.Timestamp | None = ...,
         features: _abc.Iterable[_types_pb2.Field] | None = ...,
+        owner: _builtins.str = ...,
+        tags: _abc.Iterable[Global___Tag] | None = ...,
+        deprecation: _builtins.str = ...,
+        etag: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "label", b"label"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "description", b"description", "entity_keys", b"entity_keys", "features", b"features", "label", b"label", "name", b"name", "request_features", b"request_features", "sources", b"sources", "transforms", b"transforms", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "deprecation", b"deprecation", "description", b"description", "entity_keys", b"entity_keys", "etag", b"etag", "features", b"features", "label", b"label", "name", b"name", "owner", b"owner", "request_features", b"request_features", "sources", b"sources", "tags", b"tags", "transforms", b"transforms", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -607,3 +890,397 @@ class ListFeatureViewsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListFeatureViewsResponse: _TypeAlias = ListFeatureViewsResponse  # noqa: Y015
+
+@_typing.final
+class AddFeaturesRequest(_message.Message):
+    """Request of AddFeatures."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GROUP_FIELD_NUMBER: _builtins.int
+    FEATURES_FIELD_NUMBER: _builtins.int
+    DEFAULTS_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    etag: _builtins.str
+    """The etag that the caller saw; empty: not compared."""
+    @_builtins.property
+    def group(self) -> _types_pb2.VersionRef:
+        """The group; version 0: the latest."""
+
+    @_builtins.property
+    def features(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Field]:
+        """What is added, 1 to 512; ALREADY_EXISTS for a name that the group has with another type or default."""
+
+    @_builtins.property
+    def defaults(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Column]:
+        """What rows without a value read: one column of one row per feature, named by it."""
+
+    def __init__(
+        self,
+        *,
+        group: _types_pb2.VersionRef | None = ...,
+        features: _abc.Iterable[_types_pb2.Field] | None = ...,
+        defaults: _abc.Iterable[_types_pb2.Column] | None = ...,
+        etag: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["group", b"group"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["defaults", b"defaults", "etag", b"etag", "features", b"features", "group", b"group"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AddFeaturesRequest: _TypeAlias = AddFeaturesRequest  # noqa: Y015
+
+@_typing.final
+class AddFeaturesResponse(_message.Message):
+    """Answer of AddFeatures."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GROUP_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def group(self) -> Global___FeatureGroup:
+        """The group as it is now."""
+
+    def __init__(
+        self,
+        *,
+        group: Global___FeatureGroup | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["group", b"group"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["group", b"group"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AddFeaturesResponse: _TypeAlias = AddFeaturesResponse  # noqa: Y015
+
+@_typing.final
+class UpdateFeatureGroupRequest(_message.Message):
+    """Request of UpdateFeatureGroup."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GROUP_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def group(self) -> Global___FeatureGroup:
+        """The group with what it shall have in the fields 3 and 8 to 13, all of them; version 0: the latest. A set etag is
+        compared.
+        """
+
+    def __init__(
+        self,
+        *,
+        group: Global___FeatureGroup | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["group", b"group"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["group", b"group"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateFeatureGroupRequest: _TypeAlias = UpdateFeatureGroupRequest  # noqa: Y015
+
+@_typing.final
+class UpdateFeatureGroupResponse(_message.Message):
+    """Answer of UpdateFeatureGroup."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GROUP_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def group(self) -> Global___FeatureGroup:
+        """The group as it is now."""
+
+    def __init__(
+        self,
+        *,
+        group: Global___FeatureGroup | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["group", b"group"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["group", b"group"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateFeatureGroupResponse: _TypeAlias = UpdateFeatureGroupResponse  # noqa: Y015
+
+@_typing.final
+class UpdateFeatureViewRequest(_message.Message):
+    """Request of UpdateFeatureView."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VIEW_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def view(self) -> Global___FeatureView:
+        """The view with what it shall have in the fields 3 and 11 to 13, all of them; version 0: the latest. A set etag is
+        compared.
+        """
+
+    def __init__(
+        self,
+        *,
+        view: Global___FeatureView | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["view", b"view"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["view", b"view"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateFeatureViewRequest: _TypeAlias = UpdateFeatureViewRequest  # noqa: Y015
+
+@_typing.final
+class UpdateFeatureViewResponse(_message.Message):
+    """Answer of UpdateFeatureView."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VIEW_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def view(self) -> Global___FeatureView:
+        """The view as it is now."""
+
+    def __init__(
+        self,
+        *,
+        view: Global___FeatureView | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["view", b"view"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["view", b"view"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateFeatureViewResponse: _TypeAlias = UpdateFeatureViewResponse  # noqa: Y015
+
+@_typing.final
+class DropFeatureGroupRequest(_message.Message):
+    """Request of DropFeatureGroup."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GROUP_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    etag: _builtins.str
+    """The etag that the caller saw; empty: not compared."""
+    @_builtins.property
+    def group(self) -> _types_pb2.VersionRef:
+        """The group; the version has to be given."""
+
+    def __init__(
+        self,
+        *,
+        group: _types_pb2.VersionRef | None = ...,
+        etag: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["group", b"group"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "group", b"group"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DropFeatureGroupRequest: _TypeAlias = DropFeatureGroupRequest  # noqa: Y015
+
+@_typing.final
+class DropFeatureGroupResponse(_message.Message):
+    """Answer of DropFeatureGroup."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROWS_FIELD_NUMBER: _builtins.int
+    rows: _builtins.int
+    """Rows that were removed."""
+    def __init__(
+        self,
+        *,
+        rows: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["rows", b"rows"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DropFeatureGroupResponse: _TypeAlias = DropFeatureGroupResponse  # noqa: Y015
+
+@_typing.final
+class DropFeatureViewRequest(_message.Message):
+    """Request of DropFeatureView."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VIEW_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    etag: _builtins.str
+    """The etag that the caller saw; empty: not compared."""
+    @_builtins.property
+    def view(self) -> _types_pb2.VersionRef:
+        """The view; the version has to be given."""
+
+    def __init__(
+        self,
+        *,
+        view: _types_pb2.VersionRef | None = ...,
+        etag: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["view", b"view"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "view", b"view"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DropFeatureViewRequest: _TypeAlias = DropFeatureViewRequest  # noqa: Y015
+
+@_typing.final
+class DropFeatureViewResponse(_message.Message):
+    """Answer of DropFeatureView."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DropFeatureViewResponse: _TypeAlias = DropFeatureViewResponse  # noqa: Y015
+
+@_typing.final
+class SearchRequest(_message.Message):
+    """Request of Search."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    QUERY_FIELD_NUMBER: _builtins.int
+    TAGS_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
+    INCLUDE_DEPRECATED_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    query: _builtins.str
+    """Words that all have to occur, in any case; at most 255 bytes; empty: everything."""
+    owner: _builtins.str
+    """Only things of this owner; empty: of any."""
+    include_deprecated: _builtins.bool
+    """True: deprecated things too."""
+    limit: _builtins.int
+    """At most so many, 1 to 1,000; 0: 100."""
+    @_builtins.property
+    def tags(self) -> _containers.RepeatedCompositeFieldContainer[Global___Tag]:
+        """Only things with all of these tags; an empty value: any."""
+
+    def __init__(
+        self,
+        *,
+        query: _builtins.str = ...,
+        tags: _abc.Iterable[Global___Tag] | None = ...,
+        owner: _builtins.str = ...,
+        include_deprecated: _builtins.bool = ...,
+        limit: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["include_deprecated", b"include_deprecated", "limit", b"limit", "owner", b"owner", "query", b"query", "tags", b"tags"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SearchRequest: _TypeAlias = SearchRequest  # noqa: Y015
+
+@_typing.final
+class SearchResponse(_message.Message):
+    """Answer of Search."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___SearchResult]:
+        """What was found, names that start with the query first, then by name."""
+
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[Global___SearchResult] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["results", b"results"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SearchResponse: _TypeAlias = SearchResponse  # noqa: Y015
+
+@_typing.final
+class SearchResult(_message.Message):
+    """What a search found: a group or view (its latest version), or a feature of one."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Kind:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _KindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[SearchResult._Kind.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        KIND_UNSPECIFIED: SearchResult._Kind.ValueType  # 0
+        """Never sent."""
+        KIND_GROUP: SearchResult._Kind.ValueType  # 1
+        """A feature group."""
+        KIND_VIEW: SearchResult._Kind.ValueType  # 2
+        """A feature view."""
+        KIND_FEATURE: SearchResult._Kind.ValueType  # 3
+        """A feature of a group."""
+
+    class Kind(_Kind, metaclass=_KindEnumTypeWrapper):
+        """Kind of the thing."""
+
+    KIND_UNSPECIFIED: SearchResult.Kind.ValueType  # 0
+    """Never sent."""
+    KIND_GROUP: SearchResult.Kind.ValueType  # 1
+    """A feature group."""
+    KIND_VIEW: SearchResult.Kind.ValueType  # 2
+    """A feature view."""
+    KIND_FEATURE: SearchResult.Kind.ValueType  # 3
+    """A feature of a group."""
+
+    KIND_FIELD_NUMBER: _builtins.int
+    THING_FIELD_NUMBER: _builtins.int
+    FEATURE_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
+    DEPRECATION_FIELD_NUMBER: _builtins.int
+    kind: Global___SearchResult.Kind.ValueType
+    """Kind of the thing."""
+    feature: _builtins.str
+    """Name of the feature; empty for groups and views."""
+    description: _builtins.str
+    """Description of the thing."""
+    owner: _builtins.str
+    """Its owner."""
+    deprecation: _builtins.str
+    """Why it is deprecated; empty when it is not."""
+    @_builtins.property
+    def thing(self) -> _types_pb2.VersionRef:
+        """The group or view."""
+
+    def __init__(
+        self,
+        *,
+        kind: Global___SearchResult.Kind.ValueType = ...,
+        thing: _types_pb2.VersionRef | None = ...,
+        feature: _builtins.str = ...,
+        description: _builtins.str = ...,
+        owner: _builtins.str = ...,
+        deprecation: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["thing", b"thing"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deprecation", b"deprecation", "description", b"description", "feature", b"feature", "kind", b"kind", "owner", b"owner", "thing", b"thing"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SearchResult: _TypeAlias = SearchResult  # noqa: Y015

@@ -65,6 +65,36 @@ class FeatureRegistryServiceStub:
                 request_serializer=foresight_dot_feature__store_dot_v1_dot_registry__pb2.ListFeatureViewsRequest.SerializeToString,
                 response_deserializer=foresight_dot_feature__store_dot_v1_dot_registry__pb2.ListFeatureViewsResponse.FromString,
                 _registered_method=True)
+        self.AddFeatures = channel.unary_unary(
+                '/foresight.feature_store.v1.FeatureRegistryService/AddFeatures',
+                request_serializer=foresight_dot_feature__store_dot_v1_dot_registry__pb2.AddFeaturesRequest.SerializeToString,
+                response_deserializer=foresight_dot_feature__store_dot_v1_dot_registry__pb2.AddFeaturesResponse.FromString,
+                _registered_method=True)
+        self.UpdateFeatureGroup = channel.unary_unary(
+                '/foresight.feature_store.v1.FeatureRegistryService/UpdateFeatureGroup',
+                request_serializer=foresight_dot_feature__store_dot_v1_dot_registry__pb2.UpdateFeatureGroupRequest.SerializeToString,
+                response_deserializer=foresight_dot_feature__store_dot_v1_dot_registry__pb2.UpdateFeatureGroupResponse.FromString,
+                _registered_method=True)
+        self.UpdateFeatureView = channel.unary_unary(
+                '/foresight.feature_store.v1.FeatureRegistryService/UpdateFeatureView',
+                request_serializer=foresight_dot_feature__store_dot_v1_dot_registry__pb2.UpdateFeatureViewRequest.SerializeToString,
+                response_deserializer=foresight_dot_feature__store_dot_v1_dot_registry__pb2.UpdateFeatureViewResponse.FromString,
+                _registered_method=True)
+        self.DropFeatureGroup = channel.unary_unary(
+                '/foresight.feature_store.v1.FeatureRegistryService/DropFeatureGroup',
+                request_serializer=foresight_dot_feature__store_dot_v1_dot_registry__pb2.DropFeatureGroupRequest.SerializeToString,
+                response_deserializer=foresight_dot_feature__store_dot_v1_dot_registry__pb2.DropFeatureGroupResponse.FromString,
+                _registered_method=True)
+        self.DropFeatureView = channel.unary_unary(
+                '/foresight.feature_store.v1.FeatureRegistryService/DropFeatureView',
+                request_serializer=foresight_dot_feature__store_dot_v1_dot_registry__pb2.DropFeatureViewRequest.SerializeToString,
+                response_deserializer=foresight_dot_feature__store_dot_v1_dot_registry__pb2.DropFeatureViewResponse.FromString,
+                _registered_method=True)
+        self.Search = channel.unary_unary(
+                '/foresight.feature_store.v1.FeatureRegistryService/Search',
+                request_serializer=foresight_dot_feature__store_dot_v1_dot_registry__pb2.SearchRequest.SerializeToString,
+                response_deserializer=foresight_dot_feature__store_dot_v1_dot_registry__pb2.SearchResponse.FromString,
+                _registered_method=True)
 
 
 class FeatureRegistryServiceServicer:
@@ -115,6 +145,50 @@ class FeatureRegistryServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def AddFeatures(self, request, context):
+        """Adds features with defaults to a group version in place: the only change of content that a version knows.
+        Rows that were written before read the default. ABORTED for a stale etag.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateFeatureGroup(self, request, context):
+        """Changes what is about a group version, not in it: description, owner, tags, source, deprecation, expectations.
+        ABORTED for a stale etag.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateFeatureView(self, request, context):
+        """Changes what is about a view version: description, owner, tags, deprecation. ABORTED for a stale etag.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DropFeatureGroup(self, request, context):
+        """Removes a group version with all of its rows. FAILED_PRECONDITION names the views that use it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DropFeatureView(self, request, context):
+        """Removes a view version. FAILED_PRECONDITION names what uses it: datasets, models, deployments.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Search(self, request, context):
+        """Finds groups, views and features by words in names, descriptions, owners and tags.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_FeatureRegistryServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -147,6 +221,36 @@ def add_FeatureRegistryServiceServicer_to_server(servicer, server):
                     servicer.ListFeatureViews,
                     request_deserializer=foresight_dot_feature__store_dot_v1_dot_registry__pb2.ListFeatureViewsRequest.FromString,
                     response_serializer=foresight_dot_feature__store_dot_v1_dot_registry__pb2.ListFeatureViewsResponse.SerializeToString,
+            ),
+            'AddFeatures': grpc.unary_unary_rpc_method_handler(
+                    servicer.AddFeatures,
+                    request_deserializer=foresight_dot_feature__store_dot_v1_dot_registry__pb2.AddFeaturesRequest.FromString,
+                    response_serializer=foresight_dot_feature__store_dot_v1_dot_registry__pb2.AddFeaturesResponse.SerializeToString,
+            ),
+            'UpdateFeatureGroup': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateFeatureGroup,
+                    request_deserializer=foresight_dot_feature__store_dot_v1_dot_registry__pb2.UpdateFeatureGroupRequest.FromString,
+                    response_serializer=foresight_dot_feature__store_dot_v1_dot_registry__pb2.UpdateFeatureGroupResponse.SerializeToString,
+            ),
+            'UpdateFeatureView': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateFeatureView,
+                    request_deserializer=foresight_dot_feature__store_dot_v1_dot_registry__pb2.UpdateFeatureViewRequest.FromString,
+                    response_serializer=foresight_dot_feature__store_dot_v1_dot_registry__pb2.UpdateFeatureViewResponse.SerializeToString,
+            ),
+            'DropFeatureGroup': grpc.unary_unary_rpc_method_handler(
+                    servicer.DropFeatureGroup,
+                    request_deserializer=foresight_dot_feature__store_dot_v1_dot_registry__pb2.DropFeatureGroupRequest.FromString,
+                    response_serializer=foresight_dot_feature__store_dot_v1_dot_registry__pb2.DropFeatureGroupResponse.SerializeToString,
+            ),
+            'DropFeatureView': grpc.unary_unary_rpc_method_handler(
+                    servicer.DropFeatureView,
+                    request_deserializer=foresight_dot_feature__store_dot_v1_dot_registry__pb2.DropFeatureViewRequest.FromString,
+                    response_serializer=foresight_dot_feature__store_dot_v1_dot_registry__pb2.DropFeatureViewResponse.SerializeToString,
+            ),
+            'Search': grpc.unary_unary_rpc_method_handler(
+                    servicer.Search,
+                    request_deserializer=foresight_dot_feature__store_dot_v1_dot_registry__pb2.SearchRequest.FromString,
+                    response_serializer=foresight_dot_feature__store_dot_v1_dot_registry__pb2.SearchResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -312,6 +416,168 @@ class FeatureRegistryService:
             '/foresight.feature_store.v1.FeatureRegistryService/ListFeatureViews',
             foresight_dot_feature__store_dot_v1_dot_registry__pb2.ListFeatureViewsRequest.SerializeToString,
             foresight_dot_feature__store_dot_v1_dot_registry__pb2.ListFeatureViewsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AddFeatures(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/foresight.feature_store.v1.FeatureRegistryService/AddFeatures',
+            foresight_dot_feature__store_dot_v1_dot_registry__pb2.AddFeaturesRequest.SerializeToString,
+            foresight_dot_feature__store_dot_v1_dot_registry__pb2.AddFeaturesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateFeatureGroup(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/foresight.feature_store.v1.FeatureRegistryService/UpdateFeatureGroup',
+            foresight_dot_feature__store_dot_v1_dot_registry__pb2.UpdateFeatureGroupRequest.SerializeToString,
+            foresight_dot_feature__store_dot_v1_dot_registry__pb2.UpdateFeatureGroupResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateFeatureView(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/foresight.feature_store.v1.FeatureRegistryService/UpdateFeatureView',
+            foresight_dot_feature__store_dot_v1_dot_registry__pb2.UpdateFeatureViewRequest.SerializeToString,
+            foresight_dot_feature__store_dot_v1_dot_registry__pb2.UpdateFeatureViewResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DropFeatureGroup(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/foresight.feature_store.v1.FeatureRegistryService/DropFeatureGroup',
+            foresight_dot_feature__store_dot_v1_dot_registry__pb2.DropFeatureGroupRequest.SerializeToString,
+            foresight_dot_feature__store_dot_v1_dot_registry__pb2.DropFeatureGroupResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DropFeatureView(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/foresight.feature_store.v1.FeatureRegistryService/DropFeatureView',
+            foresight_dot_feature__store_dot_v1_dot_registry__pb2.DropFeatureViewRequest.SerializeToString,
+            foresight_dot_feature__store_dot_v1_dot_registry__pb2.DropFeatureViewResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Search(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/foresight.feature_store.v1.FeatureRegistryService/Search',
+            foresight_dot_feature__store_dot_v1_dot_registry__pb2.SearchRequest.SerializeToString,
+            foresight_dot_feature__store_dot_v1_dot_registry__pb2.SearchResponse.FromString,
             options,
             channel_credentials,
             insecure,

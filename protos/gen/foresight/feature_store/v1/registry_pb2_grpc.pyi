@@ -49,6 +49,22 @@ class FeatureRegistryServiceStub:
     """Describes one view version. NOT_FOUND when there is none."""
     ListFeatureViews: _grpc.UnaryUnaryMultiCallable[_registry_pb2.ListFeatureViewsRequest, _registry_pb2.ListFeatureViewsResponse]
     """Lists the latest version of every view, by name."""
+    AddFeatures: _grpc.UnaryUnaryMultiCallable[_registry_pb2.AddFeaturesRequest, _registry_pb2.AddFeaturesResponse]
+    """Adds features with defaults to a group version in place: the only change of content that a version knows.
+    Rows that were written before read the default. ABORTED for a stale etag.
+    """
+    UpdateFeatureGroup: _grpc.UnaryUnaryMultiCallable[_registry_pb2.UpdateFeatureGroupRequest, _registry_pb2.UpdateFeatureGroupResponse]
+    """Changes what is about a group version, not in it: description, owner, tags, source, deprecation, expectations.
+    ABORTED for a stale etag.
+    """
+    UpdateFeatureView: _grpc.UnaryUnaryMultiCallable[_registry_pb2.UpdateFeatureViewRequest, _registry_pb2.UpdateFeatureViewResponse]
+    """Changes what is about a view version: description, owner, tags, deprecation. ABORTED for a stale etag."""
+    DropFeatureGroup: _grpc.UnaryUnaryMultiCallable[_registry_pb2.DropFeatureGroupRequest, _registry_pb2.DropFeatureGroupResponse]
+    """Removes a group version with all of its rows. FAILED_PRECONDITION names the views that use it."""
+    DropFeatureView: _grpc.UnaryUnaryMultiCallable[_registry_pb2.DropFeatureViewRequest, _registry_pb2.DropFeatureViewResponse]
+    """Removes a view version. FAILED_PRECONDITION names what uses it: datasets, models, deployments."""
+    Search: _grpc.UnaryUnaryMultiCallable[_registry_pb2.SearchRequest, _registry_pb2.SearchResponse]
+    """Finds groups, views and features by words in names, descriptions, owners and tags."""
 
 @_typing.type_check_only
 class FeatureRegistryServiceAsyncStub(FeatureRegistryServiceStub):
@@ -71,6 +87,22 @@ class FeatureRegistryServiceAsyncStub(FeatureRegistryServiceStub):
     """Describes one view version. NOT_FOUND when there is none."""
     ListFeatureViews: _aio.UnaryUnaryMultiCallable[_registry_pb2.ListFeatureViewsRequest, _registry_pb2.ListFeatureViewsResponse]  # type: ignore[assignment]
     """Lists the latest version of every view, by name."""
+    AddFeatures: _aio.UnaryUnaryMultiCallable[_registry_pb2.AddFeaturesRequest, _registry_pb2.AddFeaturesResponse]  # type: ignore[assignment]
+    """Adds features with defaults to a group version in place: the only change of content that a version knows.
+    Rows that were written before read the default. ABORTED for a stale etag.
+    """
+    UpdateFeatureGroup: _aio.UnaryUnaryMultiCallable[_registry_pb2.UpdateFeatureGroupRequest, _registry_pb2.UpdateFeatureGroupResponse]  # type: ignore[assignment]
+    """Changes what is about a group version, not in it: description, owner, tags, source, deprecation, expectations.
+    ABORTED for a stale etag.
+    """
+    UpdateFeatureView: _aio.UnaryUnaryMultiCallable[_registry_pb2.UpdateFeatureViewRequest, _registry_pb2.UpdateFeatureViewResponse]  # type: ignore[assignment]
+    """Changes what is about a view version: description, owner, tags, deprecation. ABORTED for a stale etag."""
+    DropFeatureGroup: _aio.UnaryUnaryMultiCallable[_registry_pb2.DropFeatureGroupRequest, _registry_pb2.DropFeatureGroupResponse]  # type: ignore[assignment]
+    """Removes a group version with all of its rows. FAILED_PRECONDITION names the views that use it."""
+    DropFeatureView: _aio.UnaryUnaryMultiCallable[_registry_pb2.DropFeatureViewRequest, _registry_pb2.DropFeatureViewResponse]  # type: ignore[assignment]
+    """Removes a view version. FAILED_PRECONDITION names what uses it: datasets, models, deployments."""
+    Search: _aio.UnaryUnaryMultiCallable[_registry_pb2.SearchRequest, _registry_pb2.SearchResponse]  # type: ignore[assignment]
+    """Finds groups, views and features by words in names, descriptions, owners and tags."""
 
 class FeatureRegistryServiceServicer(metaclass=_abc_1.ABCMeta):
     """Registers and describes feature groups and feature views. Versions are allocated by the server and immutable."""
@@ -126,5 +158,57 @@ class FeatureRegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_registry_pb2.ListFeatureViewsResponse, _abc.Awaitable[_registry_pb2.ListFeatureViewsResponse]]:
         """Lists the latest version of every view, by name."""
+
+    @_abc_1.abstractmethod
+    def AddFeatures(
+        self,
+        request: _registry_pb2.AddFeaturesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_pb2.AddFeaturesResponse, _abc.Awaitable[_registry_pb2.AddFeaturesResponse]]:
+        """Adds features with defaults to a group version in place: the only change of content that a version knows.
+        Rows that were written before read the default. ABORTED for a stale etag.
+        """
+
+    @_abc_1.abstractmethod
+    def UpdateFeatureGroup(
+        self,
+        request: _registry_pb2.UpdateFeatureGroupRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_pb2.UpdateFeatureGroupResponse, _abc.Awaitable[_registry_pb2.UpdateFeatureGroupResponse]]:
+        """Changes what is about a group version, not in it: description, owner, tags, source, deprecation, expectations.
+        ABORTED for a stale etag.
+        """
+
+    @_abc_1.abstractmethod
+    def UpdateFeatureView(
+        self,
+        request: _registry_pb2.UpdateFeatureViewRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_pb2.UpdateFeatureViewResponse, _abc.Awaitable[_registry_pb2.UpdateFeatureViewResponse]]:
+        """Changes what is about a view version: description, owner, tags, deprecation. ABORTED for a stale etag."""
+
+    @_abc_1.abstractmethod
+    def DropFeatureGroup(
+        self,
+        request: _registry_pb2.DropFeatureGroupRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_pb2.DropFeatureGroupResponse, _abc.Awaitable[_registry_pb2.DropFeatureGroupResponse]]:
+        """Removes a group version with all of its rows. FAILED_PRECONDITION names the views that use it."""
+
+    @_abc_1.abstractmethod
+    def DropFeatureView(
+        self,
+        request: _registry_pb2.DropFeatureViewRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_pb2.DropFeatureViewResponse, _abc.Awaitable[_registry_pb2.DropFeatureViewResponse]]:
+        """Removes a view version. FAILED_PRECONDITION names what uses it: datasets, models, deployments."""
+
+    @_abc_1.abstractmethod
+    def Search(
+        self,
+        request: _registry_pb2.SearchRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_pb2.SearchResponse, _abc.Awaitable[_registry_pb2.SearchResponse]]:
+        """Finds groups, views and features by words in names, descriptions, owners and tags."""
 
 def add_FeatureRegistryServiceServicer_to_server(servicer: FeatureRegistryServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1,0 +1,15 @@
+"""The feature store's RPCs, one module per gRPC service: decode, one call, encode."""
+
+from services.feature_store.servicers.log_ingestion import LogIngestionServicer
+from services.feature_store.servicers.offline import OfflineServicer
+from services.feature_store.servicers.online import OnlineServicer
+from services.feature_store.servicers.registry import RegistryServicer
+from services.feature_store.servicers.training_datasets import TrainingDatasetServicer
+
+__all__ = [
+    "LogIngestionServicer",
+    "OfflineServicer",
+    "OnlineServicer",
+    "RegistryServicer",
+    "TrainingDatasetServicer",
+]

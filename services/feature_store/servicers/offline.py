@@ -1,0 +1,59 @@
+"""OfflineFeatureService: decode, one call, encode."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+from foresight.feature_store.v1 import offline_pb2, offline_pb2_grpc
+from foresight.wire import encode_instant
+from services.feature_store.histories import EventTimes
+from services.feature_store.offline import OfflineFeatures
+from services.feature_store.servicers.messages import Context, decode_reference, decode_set_instant, receive
+from services.feature_store.transit import TablesInTransit, chunks_of, chunks_of_stream
+from services.runtime.identity import caller_of
+
+
+class OfflineServicer(offline_pb2_grpc.OfflineFeatureServiceServicer):
+    """OfflineFeatureService."""
+
+    def __init__(self, features: OfflineFeatures, transit: TablesInTransit) -> None:
+        self._features = features
+        self._transit = transit
+
+    async def WriteFeatures(
+        self, request_iterator: AsyncIterator[offline_pb2.WriteFeaturesRequest], context: Context
+    ) -> offline_pb2.WriteFeaturesResponse:
+        with self._transit.upload() as upload:
+            header = (await receive(request_iterator, upload)).header
+            commit = await self._features.write(
+                decode_reference(header.group, "header.group"),
+                header.write_id,
+                await upload.table(),
+                caller_of(context.invocation_metadata() or ()),
+            )
+        return offline_pb2.WriteFeaturesResponse(
+            commit=commit.number,
+            committed_at=encode_instant(commit.committed_at),
+            rows=commit.rows,
+            duplicate=commit.duplicate,
+        )
+
+    async def ReadFeatures(
+        self, request: offline_pb2.ReadFeaturesRequest, context: Context
+    ) -> AsyncIterator[offline_pb2.ReadFeaturesResponse]:
+        query = request.query
+        times = EventTimes(decode_set_instant(query, "from_event_time"), decode_set_instant(query, "to_event_time"))
+        group = decode_reference(query.group, "query.group")
+        async with self._features.read(group, request.commit, times, latest_only=query.latest_only) as batches:
+            async for chunk in chunks_of_stream(batches):
+                yield offline_pb2.ReadFeaturesResponse(arrow=chunk)
+
+    async def ReadAsOf(
+        self, request_iterator: AsyncIterator[offline_pb2.ReadAsOfRequest], context: Context
+    ) -> AsyncIterator[offline_pb2.ReadAsOfResponse]:
+        with self._transit.upload() as upload:
+            header = (await receive(request_iterator, upload)).header
+            view = decode_reference(header.view, "header.view")
+            table = await self._features.read_as_of(view, header.commit, await upload.table(), known_by=header.known_by)
+        async for chunk in chunks_of(table):
+            yield offline_pb2.ReadAsOfResponse(arrow=chunk)

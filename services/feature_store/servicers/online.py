@@ -1,0 +1,76 @@
+"""OnlineFeatureService: decode, one call, encode."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from foresight.feature_store.v1 import online_pb2, online_pb2_grpc
+from foresight.values import DataType, InvalidValue
+from foresight.wire import decode_columns, decode_instant
+from services.feature_store.servicers.messages import Context, decode_reference
+from services.feature_store.vectors import FeatureVectors, VectorReader
+
+_VALUES = {
+    DataType.INT64: "int64_values",
+    DataType.FLOAT64: "float64_values",
+    DataType.BOOL: "bool_values",
+    DataType.STRING: "string_values",
+}
+_ALL_PRESENT = 1
+
+
+class OnlineServicer(online_pb2_grpc.OnlineFeatureServiceServicer):
+    """OnlineFeatureService."""
+
+    def __init__(self, vectors: VectorReader) -> None:
+        self._vectors = vectors
+
+    async def GetFeatureVectors(
+        self, request: online_pb2.GetFeatureVectorsRequest, context: Context
+    ) -> online_pb2.GetFeatureVectorsResponse:
+        vectors = await self._vectors.latest(
+            decode_reference(request.view, "view"),
+            decode_columns(request.entity_keys, "entity_keys"),
+            _event_time(request),
+        )
+        return online_pb2.GetFeatureVectorsResponse(vectors=_encode_vectors(vectors))
+
+    async def ReplayFeatureVectors(
+        self, request: online_pb2.ReplayFeatureVectorsRequest, context: Context
+    ) -> online_pb2.ReplayFeatureVectorsResponse:
+        vectors = await self._vectors.replay(
+            decode_reference(request.view, "view"),
+            decode_columns(request.entity_keys, "entity_keys"),
+            _event_time(request),
+            request.applied_commit,
+        )
+        return online_pb2.ReplayFeatureVectorsResponse(vectors=_encode_vectors(vectors))
+
+
+def _event_time(request: online_pb2.GetFeatureVectorsRequest | online_pb2.ReplayFeatureVectorsRequest) -> Any:
+    if not request.HasField("event_time"):
+        raise InvalidValue("event_time", "is required")
+    return decode_instant(request.event_time)
+
+
+def _encode_vectors(vectors: FeatureVectors) -> online_pb2.FeatureVectors:
+    """Filled in place: building each column apart and copying it would cost as much as the look-up."""
+    message = online_pb2.FeatureVectors(applied_commit=vectors.applied_commit)
+    message.view.name, message.view.version = vectors.view.name, vectors.view.version
+    for feature in vectors.features:
+        into = message.features.add(statuses=feature.statuses, source=feature.source)
+        column, type = into.column, feature.field.type
+        column.name = feature.field.name
+        if type is DataType.TIMESTAMP:
+            column.timestamp_values.micros.extend(feature.values)
+        elif type is DataType.FLOAT_VECTOR:
+            column.vector_values.dimension = feature.field.dimension
+            column.vector_values.values.extend([number for vector in feature.values for number in vector])
+        else:
+            getattr(column, _VALUES[type]).values.extend(feature.values)
+        if feature.statuses.strip(b"\x01"):
+            column.validity = bytes(status == _ALL_PRESENT for status in feature.statuses)
+    for rows in vectors.rows:
+        source = message.rows.add(event_time_micros=rows.event_time_us, commits=rows.commits)
+        source.group.name, source.group.version = rows.group.group.name, rows.group.group.version
+    return message
