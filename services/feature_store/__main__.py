@@ -23,13 +23,13 @@ from services.feature_store.ingestion import LogIngestion
 from services.feature_store.logged_rows import LoggedRows
 from services.feature_store.logger_client import LoggerClient
 from services.feature_store.metrics import FeatureStoreMetrics
-from services.feature_store.offline import OfflineFeatures
 from services.feature_store.online_lmdb import LmdbOnlineStore
 from services.feature_store.postgres.catalogue import Catalogue
 from services.feature_store.postgres.commit_log import CommitLog
 from services.feature_store.postgres.manifests import ManifestTable
 from services.feature_store.postgres.row_history import RowHistoryReader
 from services.feature_store.postgres.rows import RowReader
+from services.feature_store.reads import FeatureReads
 from services.feature_store.registry import Registry
 from services.feature_store.servicers import (
     LogIngestionServicer,
@@ -41,6 +41,7 @@ from services.feature_store.servicers import (
 from services.feature_store.transit import TablesInTransit
 from services.feature_store.vectors import VectorReader
 from services.feature_store.view_join import ViewJoin
+from services.feature_store.writes import FeatureWrites
 from services.runtime.channel import open_channel
 from services.runtime.clock import system_clock
 from services.runtime.database import open_database
@@ -78,7 +79,8 @@ async def serve(settings: FeatureStoreSettings) -> None:
         stack.callback(duckdb.close)
         engine = SizedAsOf(NumpyAsOf(), duckdb)
         join = ViewJoin(rows, engine, transforms)
-        offline = OfflineFeatures(registry, commits, rows, join, applier, clock, own_metrics)
+        writes = FeatureWrites(registry, commits, applier, clock, own_metrics)
+        reads = FeatureReads(registry, commits, rows, join)
         datasets = TrainingDatasets(
             registry,
             commits,
@@ -96,7 +98,9 @@ async def serve(settings: FeatureStoreSettings) -> None:
 
         server, transit = Server(settings, metrics), TablesInTransit()
         registry_pb2_grpc.add_FeatureRegistryServiceServicer_to_server(RegistryServicer(registry), server.grpc)
-        offline_pb2_grpc.add_OfflineFeatureServiceServicer_to_server(OfflineServicer(offline, transit), server.grpc)
+        offline_pb2_grpc.add_OfflineFeatureServiceServicer_to_server(
+            OfflineServicer(writes, reads, transit), server.grpc
+        )
         training_dataset_pb2_grpc.add_TrainingDatasetServiceServicer_to_server(
             TrainingDatasetServicer(datasets, transit), server.grpc
         )

@@ -62,6 +62,10 @@ class OnlineStore(Protocol):
         """The latest rows of several groups, all as of one applied commit."""
         ...
 
+    async def remove(self, group: StoredGroup, keys: tuple[Column, ...]) -> int:
+        """Removes the rows of keys for good; answers how many there were. Repeating it is harmless."""
+        ...
+
     async def applied_commit(self) -> int:
         """The last commit applied; 0 for an empty store."""
         ...

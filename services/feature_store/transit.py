@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from foresight.tables import decode_table, encode_batches
 from foresight.values import InvalidValue
-from services.feature_store.expansion import unpacked_bytes
+from services.feature_store.expansion import expanded_bytes, unpacked_bytes
 from services.feature_store.histories import BatchStream
 from services.feature_store.row_tables import TABLE_BYTES_MAX
 from services.runtime.errors import LimitExceeded
@@ -75,6 +75,11 @@ class Upload:
     async def table_if_any(self) -> pa.Table | None:
         """The table, or None when no bytes came."""
         return await self.table() if self._chunks else None
+
+
+def is_small(table: pa.Table) -> bool:
+    """Whether a table can be checked on the event loop, in less than a millisecond."""
+    return expanded_bytes(table) <= SMALL_BYTES_MAX
 
 
 def _unpacked_bytes(data: bytes) -> int:

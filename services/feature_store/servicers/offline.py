@@ -7,17 +7,19 @@ from collections.abc import AsyncIterator
 from foresight.feature_store.v1 import offline_pb2, offline_pb2_grpc
 from foresight.wire import encode_instant
 from services.feature_store.histories import EventTimes
-from services.feature_store.offline import OfflineFeatures
+from services.feature_store.reads import FeatureReads
 from services.feature_store.servicers.messages import Context, decode_reference, decode_set_instant, receive
 from services.feature_store.transit import TablesInTransit, chunks_of, chunks_of_stream
+from services.feature_store.writes import FeatureWrites
 from services.runtime.identity import caller_of
 
 
 class OfflineServicer(offline_pb2_grpc.OfflineFeatureServiceServicer):
     """OfflineFeatureService."""
 
-    def __init__(self, features: OfflineFeatures, transit: TablesInTransit) -> None:
-        self._features = features
+    def __init__(self, writes: FeatureWrites, reads: FeatureReads, transit: TablesInTransit) -> None:
+        self._writes = writes
+        self._reads = reads
         self._transit = transit
 
     async def WriteFeatures(
@@ -25,7 +27,7 @@ class OfflineServicer(offline_pb2_grpc.OfflineFeatureServiceServicer):
     ) -> offline_pb2.WriteFeaturesResponse:
         with self._transit.upload() as upload:
             header = (await receive(request_iterator, upload)).header
-            commit = await self._features.write(
+            commit = await self._writes.write(
                 decode_reference(header.group, "header.group"),
                 header.write_id,
                 await upload.table(),
@@ -44,7 +46,7 @@ class OfflineServicer(offline_pb2_grpc.OfflineFeatureServiceServicer):
         query = request.query
         times = EventTimes(decode_set_instant(query, "from_event_time"), decode_set_instant(query, "to_event_time"))
         group = decode_reference(query.group, "query.group")
-        async with self._features.read(group, request.commit, times, latest_only=query.latest_only) as batches:
+        async with self._reads.read(group, request.commit, times, latest_only=query.latest_only) as batches:
             async for chunk in chunks_of_stream(batches):
                 yield offline_pb2.ReadFeaturesResponse(arrow=chunk)
 
@@ -54,6 +56,6 @@ class OfflineServicer(offline_pb2_grpc.OfflineFeatureServiceServicer):
         with self._transit.upload() as upload:
             header = (await receive(request_iterator, upload)).header
             view = decode_reference(header.view, "header.view")
-            table = await self._features.read_as_of(view, header.commit, await upload.table(), known_by=header.known_by)
+            table = await self._reads.read_as_of(view, header.commit, await upload.table(), known_by=header.known_by)
         async for chunk in chunks_of(table):
             yield offline_pb2.ReadAsOfResponse(arrow=chunk)

@@ -29,16 +29,17 @@ from services.feature_store.ingestion import LogIngestion
 from services.feature_store.log_groups import LogPage, LogSource, OutcomeEntry, PredictionEntry
 from services.feature_store.logged_rows import LoggedRows
 from services.feature_store.metrics import FeatureStoreMetrics
-from services.feature_store.offline import OfflineFeatures
 from services.feature_store.online_lmdb import LmdbOnlineStore
 from services.feature_store.postgres.catalogue import Catalogue
 from services.feature_store.postgres.commit_log import CommitLog
 from services.feature_store.postgres.manifests import ManifestTable
 from services.feature_store.postgres.row_history import RowHistoryReader
 from services.feature_store.postgres.rows import RowReader
+from services.feature_store.reads import FeatureReads
 from services.feature_store.registry import Registry
 from services.feature_store.vectors import VectorReader
 from services.feature_store.view_join import ViewJoin
+from services.feature_store.writes import FeatureWrites
 from services.runtime.database import Database, open_database
 from services.runtime.errors import Unavailable
 from services.runtime.identity import LOCAL
@@ -79,7 +80,8 @@ class Store:
     rows: RowReader
     online: LmdbOnlineStore
     applier: Applier
-    offline: OfflineFeatures
+    writes: FeatureWrites
+    reads: FeatureReads
     datasets: TrainingDatasets
     vectors: VectorReader
     ingestion: LogIngestion
@@ -107,12 +109,12 @@ class Store:
     async def write(self, group: str, rows: Iterable[dict[str, Any]], write_id: str = "") -> Commit:
         """Writes rows given as dictionaries."""
         stored = await self.registry.group(Reference(group))
-        return await self.offline.write(Reference(group), write_id, table(stored.group, list(rows)), LOCAL)
+        return await self.writes.write(Reference(group), write_id, table(stored.group, list(rows)), LOCAL)
 
     async def read(self, group: str, commit: int = 0, *, latest_only: bool = False) -> list[dict[str, Any]]:
         """All rows of a group."""
         found: list[dict[str, Any]] = []
-        async with self.offline.read(Reference(group), commit, ALL, latest_only=latest_only) as stream:
+        async with self.reads.read(Reference(group), commit, ALL, latest_only=latest_only) as stream:
             while (batch := await asyncio.to_thread(stream.next_batch)) is not None:
                 found += batch.to_pylist()
         return found
@@ -150,7 +152,8 @@ async def running_store(
             rows=rows,
             online=online,
             applier=applier,
-            offline=OfflineFeatures(registry, commits, rows, join, applier, now, own),
+            writes=FeatureWrites(registry, commits, applier, now, own),
+            reads=FeatureReads(registry, commits, rows, join),
             datasets=TrainingDatasets(
                 registry,
                 commits,

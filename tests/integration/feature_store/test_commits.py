@@ -56,7 +56,7 @@ async def test_event_times_bound_a_read(store: Store) -> None:
     """From inclusive, to exclusive."""
     await store.group("weather", [KEY], FEATURES)
     await store.write("weather", [{"place": "a", "event_time": at(i), "wind": float(i)} for i in range(5)])
-    async with store.offline.read(Reference("weather"), 0, EventTimes(at(1), at(3)), latest_only=False) as stream:
+    async with store.reads.read(Reference("weather"), 0, EventTimes(at(1), at(3)), latest_only=False) as stream:
         batch = stream.next_batch()
     assert batch is not None
     assert batch["wind"].to_pylist() == [1.0, 2.0]
@@ -123,14 +123,14 @@ async def test_a_refused_write_changes_nothing(store: Store) -> None:
         await store.write("weather", [{"place": "a", "event_time": NOW + timedelta(days=367)}])
     rows = table(group, [{"place": "a", "event_time": at(1), "known_at": at(2)}])
     with pytest.raises(PermissionDenied):
-        await store.offline.write(Reference("weather"), "", rows, "spiffe://foresight/application/demo")
+        await store.writes.write(Reference("weather"), "", rows, "spiffe://foresight/application/demo")
     with pytest.raises(PermissionDenied):
-        await store.offline.write(Reference("weather"), "", rows, "spiffe://foresight/operator-evil/demo")
+        await store.writes.write(Reference("weather"), "", rows, "spiffe://foresight/operator-evil/demo")
     with pytest.raises(NotFound):
-        await store.offline.write(Reference("absent"), "", rows, LOCAL)
+        await store.writes.write(Reference("absent"), "", rows, LOCAL)
     assert await store.read("weather") == []
     assert await store.commits.last() == 0
-    await store.offline.write(Reference("weather"), "", rows, "spiffe://foresight/operator/ada")
+    await store.writes.write(Reference("weather"), "", rows, "spiffe://foresight/operator/ada")
     with pytest.raises(OutOfRange):
         await store.read("weather", commit=2)
 
