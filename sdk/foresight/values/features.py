@@ -240,6 +240,8 @@ def _checked_tags(tags: Mapping[str, str]) -> Mapping[str, str]:
     for key, value in tags.items():
         check_name(key, "tags", reserved=True)
         check_text(value, "tags", TAG_BYTES_MAX)
+        if not value.isprintable():
+            raise InvalidValue("tags", f"the value of {key} is not printable")
     return MappingProxyType(dict(tags))
 
 

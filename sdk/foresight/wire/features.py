@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
-
-from google.protobuf.duration_pb2 import Duration
+from collections.abc import Iterable, Mapping
 
 from foresight.feature_store.v1 import registry_pb2
 from foresight.types.v1 import types_pb2
-from foresight.values.errors import InvalidValue
+from foresight.values.columns import Column
+from foresight.values.errors import InvalidValue, quoted
 from foresight.values.features import (
     FeatureGroup,
     FeatureView,
@@ -18,9 +17,18 @@ from foresight.values.features import (
     ViewSource,
 )
 from foresight.values.fields import DataType, Field
-from foresight.wire.columns import decode_column, encode_column
+from foresight.wire.columns import decode_column, decode_columns, encode_column
+from foresight.wire.expectations import (
+    decode_duration,
+    decode_expectation,
+    decode_failure_policy,
+    encode_duration,
+    encode_expectation,
+    encode_failure_policy,
+)
 from foresight.wire.instants import decode_optional_instant, encode_instant
 
+ETAG_BYTES_MAX = 128
 _TYPES: dict[DataType, types_pb2.DataType.ValueType] = {
     DataType.INT64: types_pb2.DATA_TYPE_INT64,
     DataType.FLOAT64: types_pb2.DATA_TYPE_FLOAT64,
@@ -65,6 +73,14 @@ def encode_group(group: FeatureGroup) -> registry_pb2.FeatureGroup:
         features=[encode_field(f) for f in group.features],
         strict_event_time=group.strict_event_time,
         created_at=encode_instant(group.created_at) if group.created_at else None,
+        owner=group.owner,
+        tags=encode_tags(group.tags),
+        source=group.source,
+        deprecation=group.deprecation,
+        expectations=[encode_expectation(e) for e in group.expectations],
+        failure_policy=encode_failure_policy(group.failure_policy),
+        defaults=[encode_column(default.renamed(name)) for name, default in group.defaults.items()],
+        etag=group.etag,
     )
 
 
@@ -80,6 +96,14 @@ def decode_group(message: registry_pb2.FeatureGroup, *, derived: bool = False) -
         strict_event_time=message.strict_event_time,
         created_at=created_at,
         derived=derived,
+        owner=message.owner,
+        tags=decode_tags(message.tags),
+        source=message.source,
+        deprecation=message.deprecation,
+        expectations=tuple(decode_expectation(e, f"expectations[{i}]") for i, e in enumerate(message.expectations)),
+        failure_policy=decode_failure_policy(message.failure_policy),
+        defaults=decode_defaults(message.defaults),
+        etag=decode_etag(message.etag),
     )
 
 
@@ -104,6 +128,10 @@ def encode_view(view: FeatureView) -> registry_pb2.FeatureView:
         label=encode_field(view.label),
         created_at=encode_instant(view.created_at) if view.created_at else None,
         features=[encode_field(f) for f in view.features],
+        owner=view.owner,
+        tags=encode_tags(view.tags),
+        deprecation=view.deprecation,
+        etag=view.etag,
     )
 
 
@@ -129,14 +157,41 @@ def decode_view(message: registry_pb2.FeatureView) -> FeatureView:
         label=decode_field(message.label, "label"),
         created_at=created_at,
         features=tuple(decode_field(f, "features") for f in message.features),
+        owner=message.owner,
+        tags=decode_tags(message.tags),
+        deprecation=message.deprecation,
+        etag=decode_etag(message.etag),
     )
 
 
+def encode_tags(tags: Mapping[str, str]) -> list[registry_pb2.Tag]:
+    """The messages of tags, in their order."""
+    return [registry_pb2.Tag(key=key, value=value) for key, value in tags.items()]
+
+
+def decode_tags(messages: Iterable[registry_pb2.Tag]) -> dict[str, str]:
+    """Tags by key. Raises InvalidValue for a key given twice."""
+    tags: dict[str, str] = {}
+    for message in messages:
+        if message.key in tags:
+            raise InvalidValue("tags", f"the key {quoted(message.key)} is given twice")
+        tags[message.key] = message.value
+    return tags
+
+
+def decode_defaults(messages: Iterable[types_pb2.Column]) -> dict[str, Column]:
+    """Columns of one row by feature. Raises InvalidValue for a feature given twice."""
+    return decode_columns(messages, "defaults", rows=1)
+
+
+def decode_etag(etag: str, field: str = "etag") -> str:
+    """An etag as it came from a server, or ''. Raises InvalidValue for what no server sent."""
+    if len(etag) > ETAG_BYTES_MAX or not etag.isascii() or not etag.isprintable():
+        raise InvalidValue(field, f"is not at most {ETAG_BYTES_MAX} printable ASCII characters")
+    return etag
+
+
 def _encode_source(source: ViewSource) -> registry_pb2.ViewSource:
-    max_age = None
-    if source.max_age is not None:
-        max_age = Duration()
-        max_age.FromTimedelta(source.max_age)
     return registry_pb2.ViewSource(
         group=types_pb2.VersionRef(name=source.group, version=source.group_version),
         keys=[registry_pb2.KeyMapping(group_key=g, view_key=v) for g, v in source.keys.items()],
@@ -149,17 +204,13 @@ def _encode_source(source: ViewSource) -> registry_pb2.ViewSource:
             )
             for f in source.features
         ],
-        max_age=max_age,
+        max_age=None if source.max_age is None else encode_duration(source.max_age),
         prefix=source.prefix,
     )
 
 
 def _decode_source(message: registry_pb2.ViewSource) -> ViewSource:
-    max_age = None
-    if message.HasField("max_age"):
-        if not -999_999_999 <= message.max_age.nanos <= 999_999_999 or abs(message.max_age.seconds) > 315_576_000_000:
-            raise InvalidValue("sources.max_age", "is not a valid duration")
-        max_age = timedelta(seconds=message.max_age.seconds, microseconds=message.max_age.nanos // 1_000)
+    max_age = decode_duration(message.max_age, "sources.max_age") if message.HasField("max_age") else None
     keys: dict[str, str] = {}
     for mapping in message.keys:
         if mapping.group_key in keys:
