@@ -17,6 +17,7 @@ import lmdb
 import numpy as np
 import pyarrow as pa
 
+from foresight.values import Column
 from services.feature_store.groups import StoredGroup
 from services.feature_store.online import CommittedRows, FoundRow, KeyQuery, Lookup
 from services.feature_store.row_codec import RowCodec, stored_key, version_of
@@ -57,6 +58,11 @@ class LmdbOnlineStore:
         if sum(len(query.keys[0]) for query in queries) > INLINE_ROWS_MAX:
             return await in_thread(self._lookup, queries)
         return self._lookup(queries)
+
+    async def remove(self, group: StoredGroup, keys: tuple[Column, ...]) -> int:
+        """See `OnlineStore.remove`."""
+        async with self._writer:
+            return await in_thread(self._remove, group, keys)
 
     async def applied_commit(self) -> int:
         """See `OnlineStore.applied_commit`."""
@@ -100,6 +106,19 @@ class LmdbOnlineStore:
                 self._follow_growth()
             except lmdb.DiskError as error:
                 raise LimitExceeded("the online store has no room left", limit="disk") from error
+
+    def _remove(self, group: StoredGroup, columns: tuple[Column, ...]) -> int:
+        codec = self._codec(group)
+        removed = 0
+        with self._gate.shared(), self._environment.begin(write=True) as transaction:
+            for whole in codec.keys(columns):
+                if whole is None:
+                    continue
+                key = stored_key(whole)
+                row = transaction.get(key)
+                if row is not None and codec.decode(bytes(row), whole) is not None:
+                    removed += transaction.delete(key)
+        return removed
 
     def _grow(self) -> None:
         with self._gate.exclusive():

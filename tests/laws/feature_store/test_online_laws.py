@@ -211,3 +211,23 @@ def test_composite_keys_stay_apart_also_when_they_are_digested(first: str) -> No
         assert [row and row.event_time_us for row in found] == [1, 2, None]
 
     with_store(run)
+
+
+def test_what_was_removed_is_gone_and_may_come_again() -> None:
+    """Long keys too; a key without a row, or with a NULL, is no fault."""
+
+    async def run(store: OnlineStore) -> None:
+        empty = (None,) * len(FEATURES)
+        rows: list[Row] = [((LONG, 1, True), 5, 1, False, empty), (("b", 1, True), 5, 1, False, empty)]
+        await store.apply(1, [committed(GROUPS[0], rows)])
+        asked = query(GROUPS[0], [(LONG, 1, True), ("absent", 1, True), ("b", None, True)])
+        assert await store.remove(GROUPS[0], asked.keys) == 1
+        assert await store.remove(GROUPS[0], asked.keys) == 0
+        everything = query(GROUPS[0], [(LONG, 1, True), ("b", 1, True)])
+        lookup = await store.lookup([everything])
+        assert [row is not None for row in lookup.found[0]] == [False, True]
+        assert lookup.applied_commit == 1
+        await store.apply(2, [committed(GROUPS[0], [((LONG, 1, True), 3, 2, False, empty)])])
+        assert (await store.lookup([everything])).found[0][0] == FoundRow(3, 2, False, empty)
+
+    with_store(run)
