@@ -96,7 +96,9 @@ async def serve(settings: FeatureStoreSettings) -> None:
             source = LoggerClient(await stack.enter_async_context(open_channel(settings.logger)))
         ingestion = LogIngestion(registry, commits, source, clock, own_metrics, applier.pass_over)
 
-        server, transit = Server(settings, metrics), TablesInTransit()
+        transit = TablesInTransit(settings.state_folder / "transit")
+        stack.callback(transit.close)
+        server = Server(settings, metrics)
         registry_pb2_grpc.add_FeatureRegistryServiceServicer_to_server(RegistryServicer(registry), server.grpc)
         offline_pb2_grpc.add_OfflineFeatureServiceServicer_to_server(
             OfflineServicer(writes, reads, transit), server.grpc

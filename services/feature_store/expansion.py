@@ -1,38 +1,79 @@
 """How large a table gets that arrives small: bounds on what compression, dictionaries and views can stand for.
 
 A stream of a kilobyte can declare gigabytes: compressed buffers, a dictionary whose one long text a million rows point
-to, views that all show the same text, rows of a type that has no bytes. Both functions look at declared lengths only.
+to, views that all show the same text, rows of a type that has no bytes. All functions look at declared lengths only.
 """
 
 from __future__ import annotations
 
 import struct
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-_DICTIONARY_BATCH, _RECORD_BATCH = 2, 3
+# Kinds of messages.
+SCHEMA, DICTIONARY, RECORDS = 1, 2, 3
 _NOT_COMPRESSED = -1
 _FIXED_BYTES_MAX = 32
 _BUFFER = struct.Struct("<qq")
 _LENGTH = struct.Struct("<q")
 
 
-def unpacked_bytes(data: bytes) -> int:
-    """Bytes of an Arrow IPC stream's buffers once decompressed, as the stream declares them.
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """What a message of an Arrow IPC stream declares. `bytes`: of its buffers once decompressed.
 
-    Raises pa.ArrowException, OSError, struct.error for what is no such stream.
+    `id` and `is_delta` are those of a dictionary; a delta adds to the dictionary of that id, others replace it.
     """
-    messages = pa.ipc.MessageReader.open_stream(pa.BufferReader(data))
-    return sum(_message_bytes(memoryview(message.metadata), message.body) for message in messages)
+
+    kind: int
+    bytes: int
+    id: int = 0
+    is_delta: bool = False
 
 
-def expanded_bytes(table: pa.Table) -> int:
-    """Bytes of a table whose dictionaries and views are written out, at least one per value."""
-    if all(_is_plain(type) for type in table.schema.types):
-        return int(max(table.nbytes, table.num_rows * table.num_columns))
-    return sum(_array_bytes(chunk) for column in table.columns for chunk in column.chunks)
+def body_bytes(metadata: bytes) -> int:
+    """Bytes of the body that follows a message's metadata. Raises struct.error, IndexError for what is no metadata."""
+    view = memoryview(metadata)
+    field = _field(view, _offset(view, 0), 3)
+    return int(_LENGTH.unpack_from(view, field)[0]) if field else 0
+
+
+def declared(message: pa.Message) -> Declared:
+    """What a message declares; Arrow has verified its metadata. Raises struct.error for a body that is too short."""
+    metadata, body = memoryview(message.metadata), message.body
+    root = _offset(metadata, 0)
+    kind, header = _field(metadata, root, 1), _field(metadata, root, 2)
+    if not kind or not header:
+        return Declared(0, 0)
+    batch = header + _offset(metadata, header)
+    if metadata[kind] == RECORDS:
+        return Declared(RECORDS, _buffer_bytes(metadata, batch, body))
+    if metadata[kind] != DICTIONARY:
+        return Declared(metadata[kind], 0)
+    id, data, delta = (_field(metadata, batch, index) for index in range(3))
+    return Declared(
+        DICTIONARY,
+        _buffer_bytes(metadata, data + _offset(metadata, data), body),
+        int(_LENGTH.unpack_from(metadata, id)[0]) if id else 0,
+        bool(delta and metadata[delta]),
+    )
+
+
+def declared_by(data: bytes) -> list[Declared]:
+    """What the messages of a stream declare. Raises pa.ArrowException, OSError, struct.error for what is none."""
+    return [declared(message) for message in pa.ipc.MessageReader.open_stream(pa.BufferReader(data))]
+
+
+def expanded_bytes(rows: pa.Table | pa.RecordBatch) -> int:
+    """Bytes of rows whose dictionaries and views are written out, at least one per row and value."""
+    if all(_is_plain(type) for type in rows.schema.types):
+        return int(max(rows.nbytes, rows.num_rows * max(1, rows.num_columns)))
+    if isinstance(rows, pa.RecordBatch):
+        return sum(map(_array_bytes, rows.columns))
+    return sum(_array_bytes(chunk) for column in rows.columns for chunk in column.chunks)
 
 
 def _is_plain(type: pa.DataType) -> bool:
@@ -62,21 +103,12 @@ def _array_bytes(array: pa.Array) -> int:
     return max(n, int(array.nbytes))
 
 
-def _message_bytes(metadata: memoryview, body: pa.Buffer | None) -> int:
-    """The bytes of a message's buffers: the sum of the lengths that stand before the compressed ones.
+def _buffer_bytes(metadata: memoryview, batch: int, body: pa.Buffer | None) -> int:
+    """The bytes of a batch's buffers: the sum of the lengths that stand before the compressed ones.
 
-    `metadata` is the FlatBuffer `Message` of the Arrow format (Message.fbs), which Arrow has verified.
+    `metadata` is the FlatBuffer `Message` of the Arrow format (Message.fbs), `batch` the `RecordBatch` in it.
     """
-    (root,) = struct.unpack_from("<I", metadata, 0)
-    kind = _field(metadata, root, 1)
-    header = _field(metadata, root, 2)
-    if not kind or not header or body is None:
-        return 0
-    batch = header + _offset(metadata, header)
-    if metadata[kind] == _DICTIONARY_BATCH:
-        data = _field(metadata, batch, 1)
-        batch = data + _offset(metadata, data)
-    elif metadata[kind] != _RECORD_BATCH:
+    if body is None:
         return 0
     if not _field(metadata, batch, 3):
         return len(body)

@@ -33,7 +33,7 @@ async def receive(requests: AsyncIterator[M], upload: Upload) -> M:
                 raise InvalidValue("header", "is required in the first message")
         elif request.HasField("header"):
             raise InvalidValue("header", "belongs into the first message only")
-        upload.add(request.arrow)
+        await upload.add(request.arrow)
     if first is None:
         raise InvalidValue("header", "is required; no message came")
     return first

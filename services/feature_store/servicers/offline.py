@@ -8,6 +8,7 @@ from foresight.feature_store.v1 import offline_pb2, offline_pb2_grpc
 from foresight.wire import encode_instant
 from services.feature_store.histories import EventTimes
 from services.feature_store.reads import FeatureReads
+from services.feature_store.row_source import read_all
 from services.feature_store.servicers.messages import Context, decode_reference, decode_set_instant, receive
 from services.feature_store.transit import TablesInTransit, chunks_of, chunks_of_stream
 from services.feature_store.writes import FeatureWrites
@@ -25,12 +26,12 @@ class OfflineServicer(offline_pb2_grpc.OfflineFeatureServiceServicer):
     async def WriteFeatures(
         self, request_iterator: AsyncIterator[offline_pb2.WriteFeaturesRequest], context: Context
     ) -> offline_pb2.WriteFeaturesResponse:
-        with self._transit.upload() as upload:
+        async with self._transit.upload() as upload:
             header = (await receive(request_iterator, upload)).header
             commit = await self._writes.write(
                 decode_reference(header.group, "header.group"),
                 header.write_id,
-                await upload.table(),
+                read_all(await upload.rows()),
                 caller_of(context.invocation_metadata() or ()),
             )
         return offline_pb2.WriteFeaturesResponse(
@@ -53,9 +54,10 @@ class OfflineServicer(offline_pb2_grpc.OfflineFeatureServiceServicer):
     async def ReadAsOf(
         self, request_iterator: AsyncIterator[offline_pb2.ReadAsOfRequest], context: Context
     ) -> AsyncIterator[offline_pb2.ReadAsOfResponse]:
-        with self._transit.upload() as upload:
+        async with self._transit.upload() as upload:
             header = (await receive(request_iterator, upload)).header
             view = decode_reference(header.view, "header.view")
-            table = await self._reads.read_as_of(view, header.commit, await upload.table(), known_by=header.known_by)
+            spine = read_all(await upload.rows())
+            table = await self._reads.read_as_of(view, header.commit, spine, known_by=header.known_by)
         async for chunk in chunks_of(table):
             yield offline_pb2.ReadAsOfResponse(arrow=chunk)

@@ -9,6 +9,7 @@ from foresight.values import InvalidValue
 from foresight.wire import encode_field, encode_instant
 from services.feature_store.datasets import TrainingDatasets
 from services.feature_store.manifests import DatasetRequest, LoggedSelection, Manifest
+from services.feature_store.row_source import read_all
 from services.feature_store.servicers.messages import (
     Context,
     decode_reference,
@@ -29,9 +30,10 @@ class TrainingDatasetServicer(training_dataset_pb2_grpc.TrainingDatasetServiceSe
     async def CreateTrainingDataset(
         self, request_iterator: AsyncIterator[training_dataset_pb2.CreateTrainingDatasetRequest], context: Context
     ) -> training_dataset_pb2.CreateTrainingDatasetResponse:
-        with self._transit.upload() as upload:
+        async with self._transit.upload() as upload:
             header = (await receive(request_iterator, upload)).header
-            manifest = await self._datasets.create(_dataset_request(header), await upload.table_if_any())
+            spine = await upload.rows_if_any()
+            manifest = await self._datasets.create(_dataset_request(header), spine and read_all(spine))
         return training_dataset_pb2.CreateTrainingDatasetResponse(dataset=_encode_manifest(manifest))
 
     async def GetTrainingDataset(
