@@ -9,6 +9,7 @@ from services.runtime.errors import PermissionDenied
 
 LOCAL = "local"
 HEADER = "x-forwarded-client-cert"
+OPERATORS = "spiffe://foresight/operator/"
 
 
 def caller_of(metadata: Iterable[tuple[str, str | bytes]]) -> str:
@@ -23,3 +24,8 @@ def caller_of(metadata: Iterable[tuple[str, str | bytes]]) -> str:
     if "," in elements or '"' in elements or len(uris) != 1 or not uris[0].startswith("spiffe://"):
         raise PermissionDenied("the certificate does not name exactly one identity")
     return uris[0]
+
+
+def is_operator(caller: str) -> bool:
+    """Whether a caller may do what concerns the system as a whole: operators, and whoever reaches the socket itself."""
+    return caller == LOCAL or caller.startswith(OPERATORS)

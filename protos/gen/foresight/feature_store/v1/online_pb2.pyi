@@ -98,6 +98,7 @@ class SourceRows(_message.Message):
     GROUP_FIELD_NUMBER: _builtins.int
     EVENT_TIME_MICROS_FIELD_NUMBER: _builtins.int
     COMMITS_FIELD_NUMBER: _builtins.int
+    ERASED_COMMITS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def group(self) -> _types_pb2.VersionRef:
         """The pinned group."""
@@ -110,16 +111,21 @@ class SourceRows(_message.Message):
     def commits(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Commit that wrote each row; 0 where there is no row."""
 
+    @_builtins.property
+    def erased_commits(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """In replays only: rows of this entity in commits up to this one were erased; 0: none ever were. Empty: all 0."""
+
     def __init__(
         self,
         *,
         group: _types_pb2.VersionRef | None = ...,
         event_time_micros: _abc.Iterable[_builtins.int] | None = ...,
         commits: _abc.Iterable[_builtins.int] | None = ...,
+        erased_commits: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["group", b"group"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["commits", b"commits", "event_time_micros", b"event_time_micros", "group", b"group"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["commits", b"commits", "erased_commits", b"erased_commits", "event_time_micros", b"event_time_micros", "group", b"group"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

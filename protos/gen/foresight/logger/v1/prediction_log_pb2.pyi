@@ -46,13 +46,14 @@ class PredictionRecord(_message.Message):
     FEATURES_FIELD_NUMBER: _builtins.int
     SOURCES_FIELD_NUMBER: _builtins.int
     OUTPUTS_FIELD_NUMBER: _builtins.int
+    FORGOTTEN_OFFSETS_FIELD_NUMBER: _builtins.int
     replica: _builtins.str
     """Replica that answered, e.g. `predictor-0`; at most 63 bytes."""
     incarnation: _builtins.str
     """Life of the replica's process: a UUID made at its start."""
     first_sequence: _builtins.int
     """Sequence number of the first prediction of the record, counted from 1 per incarnation; prediction i of
-    the record has first_sequence + i.
+    the record has first_sequence + i, unless some were forgotten (see forgotten_offsets).
     """
     request_id: _builtins.str
     """Correlation id of the request, from the gateway; may be empty."""
@@ -108,6 +109,12 @@ class PredictionRecord(_message.Message):
     def outputs(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Column]:
         """Outputs of the model, one column each."""
 
+    @_builtins.property
+    def forgotten_offsets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Set by the logger only: predictions of the record that were removed, as offsets from `first_sequence`, ascending.
+        The others keep their sequence numbers and are in order in all columns.
+        """
+
     def __init__(
         self,
         *,
@@ -131,10 +138,11 @@ class PredictionRecord(_message.Message):
         features: _abc.Iterable[Global___LoggedFeature] | None = ...,
         sources: _abc.Iterable[Global___LoggedSource] | None = ...,
         outputs: _abc.Iterable[_types_pb2.Column] | None = ...,
+        forgotten_offsets: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["event_time", b"event_time", "model", b"model", "served_at", b"served_at", "view", b"view"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_commit", b"applied_commit", "caller", b"caller", "deployment", b"deployment", "entity_keys", b"entity_keys", "event_time", b"event_time", "features", b"features", "first_sequence", b"first_sequence", "incarnation", b"incarnation", "latency_us", b"latency_us", "model", b"model", "model_sha256", b"model_sha256", "outputs", b"outputs", "prediction_ids", b"prediction_ids", "replica", b"replica", "request_features", b"request_features", "request_id", b"request_id", "served_at", b"served_at", "sources", b"sources", "transforms_sha256", b"transforms_sha256", "view", b"view"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_commit", b"applied_commit", "caller", b"caller", "deployment", b"deployment", "entity_keys", b"entity_keys", "event_time", b"event_time", "features", b"features", "first_sequence", b"first_sequence", "forgotten_offsets", b"forgotten_offsets", "incarnation", b"incarnation", "latency_us", b"latency_us", "model", b"model", "model_sha256", b"model_sha256", "outputs", b"outputs", "prediction_ids", b"prediction_ids", "replica", b"replica", "request_features", b"request_features", "request_id", b"request_id", "served_at", b"served_at", "sources", b"sources", "transforms_sha256", b"transforms_sha256", "view", b"view"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -588,3 +596,111 @@ class IncarnationLedger(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___IncarnationLedger: _TypeAlias = IncarnationLedger  # noqa: Y015
+
+@_typing.final
+class ForgetPredictionsRequest(_message.Message):
+    """Request of ForgetPredictions. The log does not keep the entity's keys, only salted hashes of them."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    SERVED_BEFORE_FIELD_NUMBER: _builtins.int
+    SELECTIONS_FIELD_NUMBER: _builtins.int
+    AFTER_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Names this removal, 1 to 128 bytes; the same in all of its calls. ALREADY_EXISTS when it was used with others."""
+    after: _builtins.int
+    """Where to go on: 0, then `position` of the answer before."""
+    @_builtins.property
+    def served_before(self) -> _timestamp_pb2.Timestamp:
+        """Only predictions that were served before this; required."""
+
+    @_builtins.property
+    def selections(self) -> _containers.RepeatedCompositeFieldContainer[Global___PredictionSelection]:
+        """Which predictions: those of any selection; 1 to 64."""
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        served_before: _timestamp_pb2.Timestamp | None = ...,
+        selections: _abc.Iterable[Global___PredictionSelection] | None = ...,
+        after: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["served_before", b"served_before"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "request_id", b"request_id", "selections", b"selections", "served_before", b"served_before"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ForgetPredictionsRequest: _TypeAlias = ForgetPredictionsRequest  # noqa: Y015
+
+@_typing.final
+class PredictionSelection(_message.Message):
+    """Predictions of some views that have some key values."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VIEWS_FIELD_NUMBER: _builtins.int
+    KEYS_FIELD_NUMBER: _builtins.int
+    ENTITY_KEYS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def views(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.VersionRef]:
+        """View versions, 1 to 10,000."""
+
+    @_builtins.property
+    def keys(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Column]:
+        """One row, without NULL: values of entity keys of these views, or of `prediction_id`."""
+
+    @_builtins.property
+    def entity_keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of all entity keys of these views, 0 to 256."""
+
+    def __init__(
+        self,
+        *,
+        views: _abc.Iterable[_types_pb2.VersionRef] | None = ...,
+        keys: _abc.Iterable[_types_pb2.Column] | None = ...,
+        entity_keys: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entity_keys", b"entity_keys", "keys", b"keys", "views", b"views"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PredictionSelection: _TypeAlias = PredictionSelection  # noqa: Y015
+
+@_typing.final
+class ForgetPredictionsResponse(_message.Message):
+    """Answer of ForgetPredictions."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PREDICTIONS_FIELD_NUMBER: _builtins.int
+    OUTCOMES_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
+    predictions: _builtins.int
+    """Predictions removed under this request id so far."""
+    outcomes: _builtins.int
+    """Outcomes removed under it so far, those that waited for a prediction included."""
+    position: _builtins.int
+    """The log is done up to here."""
+    end: _builtins.int
+    """Position at which it will be done: the end of the log at the first call."""
+    def __init__(
+        self,
+        *,
+        predictions: _builtins.int = ...,
+        outcomes: _builtins.int = ...,
+        position: _builtins.int = ...,
+        end: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end", b"end", "outcomes", b"outcomes", "position", b"position", "predictions", b"predictions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ForgetPredictionsResponse: _TypeAlias = ForgetPredictionsResponse  # noqa: Y015

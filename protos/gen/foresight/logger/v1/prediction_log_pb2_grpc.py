@@ -55,6 +55,11 @@ class PredictionLogServiceStub:
                 request_serializer=foresight_dot_logger_dot_v1_dot_prediction__log__pb2.GetLedgerRequest.SerializeToString,
                 response_deserializer=foresight_dot_logger_dot_v1_dot_prediction__log__pb2.GetLedgerResponse.FromString,
                 _registered_method=True)
+        self.ForgetPredictions = channel.unary_unary(
+                '/foresight.logger.v1.PredictionLogService/ForgetPredictions',
+                request_serializer=foresight_dot_logger_dot_v1_dot_prediction__log__pb2.ForgetPredictionsRequest.SerializeToString,
+                response_deserializer=foresight_dot_logger_dot_v1_dot_prediction__log__pb2.ForgetPredictionsResponse.FromString,
+                _registered_method=True)
 
 
 class PredictionLogServiceServicer:
@@ -90,6 +95,16 @@ class PredictionLogServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ForgetPredictions(self, request, context):
+        """Removes the predictions of an entity with their outcomes, and outcomes that wait for such a prediction. Goes through
+        the log once, a bounded part per call: repeat it with `after` set to the answer's `position` until that is `end`.
+        From the first call on, and for 7 days after the last, predictions of the entity that were served before
+        `served_before` are dropped when they arrive. Sequence numbers stay accounted for as logged. Only for operators.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PredictionLogServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -112,6 +127,11 @@ def add_PredictionLogServiceServicer_to_server(servicer, server):
                     servicer.GetLedger,
                     request_deserializer=foresight_dot_logger_dot_v1_dot_prediction__log__pb2.GetLedgerRequest.FromString,
                     response_serializer=foresight_dot_logger_dot_v1_dot_prediction__log__pb2.GetLedgerResponse.SerializeToString,
+            ),
+            'ForgetPredictions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ForgetPredictions,
+                    request_deserializer=foresight_dot_logger_dot_v1_dot_prediction__log__pb2.ForgetPredictionsRequest.FromString,
+                    response_serializer=foresight_dot_logger_dot_v1_dot_prediction__log__pb2.ForgetPredictionsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -223,6 +243,33 @@ class PredictionLogService:
             '/foresight.logger.v1.PredictionLogService/GetLedger',
             foresight_dot_logger_dot_v1_dot_prediction__log__pb2.GetLedgerRequest.SerializeToString,
             foresight_dot_logger_dot_v1_dot_prediction__log__pb2.GetLedgerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ForgetPredictions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/foresight.logger.v1.PredictionLogService/ForgetPredictions',
+            foresight_dot_logger_dot_v1_dot_prediction__log__pb2.ForgetPredictionsRequest.SerializeToString,
+            foresight_dot_logger_dot_v1_dot_prediction__log__pb2.ForgetPredictionsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -43,6 +43,12 @@ class PredictionLogServiceStub:
     """Finds one prediction. NOT_FOUND when it has not arrived."""
     GetLedger: _grpc.UnaryUnaryMultiCallable[_prediction_log_pb2.GetLedgerRequest, _prediction_log_pb2.GetLedgerResponse]
     """Accounts for every sequence number of every predictor incarnation."""
+    ForgetPredictions: _grpc.UnaryUnaryMultiCallable[_prediction_log_pb2.ForgetPredictionsRequest, _prediction_log_pb2.ForgetPredictionsResponse]
+    """Removes the predictions of an entity with their outcomes, and outcomes that wait for such a prediction. Goes through
+    the log once, a bounded part per call: repeat it with `after` set to the answer's `position` until that is `end`.
+    From the first call on, and for 7 days after the last, predictions of the entity that were served before
+    `served_before` are dropped when they arrive. Sequence numbers stay accounted for as logged. Only for operators.
+    """
 
 @_typing.type_check_only
 class PredictionLogServiceAsyncStub(PredictionLogServiceStub):
@@ -59,6 +65,12 @@ class PredictionLogServiceAsyncStub(PredictionLogServiceStub):
     """Finds one prediction. NOT_FOUND when it has not arrived."""
     GetLedger: _aio.UnaryUnaryMultiCallable[_prediction_log_pb2.GetLedgerRequest, _prediction_log_pb2.GetLedgerResponse]  # type: ignore[assignment]
     """Accounts for every sequence number of every predictor incarnation."""
+    ForgetPredictions: _aio.UnaryUnaryMultiCallable[_prediction_log_pb2.ForgetPredictionsRequest, _prediction_log_pb2.ForgetPredictionsResponse]  # type: ignore[assignment]
+    """Removes the predictions of an entity with their outcomes, and outcomes that wait for such a prediction. Goes through
+    the log once, a bounded part per call: repeat it with `after` set to the answer's `position` until that is `end`.
+    From the first call on, and for 7 days after the last, predictions of the entity that were served before
+    `served_before` are dropped when they arrive. Sequence numbers stay accounted for as logged. Only for operators.
+    """
 
 class PredictionLogServiceServicer(metaclass=_abc_1.ABCMeta):
     """Takes prediction records with acknowledgement and serves them by cursor."""
@@ -96,5 +108,17 @@ class PredictionLogServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_prediction_log_pb2.GetLedgerResponse, _abc.Awaitable[_prediction_log_pb2.GetLedgerResponse]]:
         """Accounts for every sequence number of every predictor incarnation."""
+
+    @_abc_1.abstractmethod
+    def ForgetPredictions(
+        self,
+        request: _prediction_log_pb2.ForgetPredictionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_prediction_log_pb2.ForgetPredictionsResponse, _abc.Awaitable[_prediction_log_pb2.ForgetPredictionsResponse]]:
+        """Removes the predictions of an entity with their outcomes, and outcomes that wait for such a prediction. Goes through
+        the log once, a bounded part per call: repeat it with `after` set to the answer's `position` until that is `end`.
+        From the first call on, and for 7 days after the last, predictions of the entity that were served before
+        `served_before` are dropped when they arrive. Sequence numbers stay accounted for as logged. Only for operators.
+        """
 
 def add_PredictionLogServiceServicer_to_server(servicer: PredictionLogServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -40,6 +40,8 @@ class _MismatchCauseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Mismatc
     """The artifact cannot be had with the recorded digest, or gives other bytes."""
     MISMATCH_CAUSE_TYPE: _MismatchCause.ValueType  # 5
     """A value has another type than recorded."""
+    MISMATCH_CAUSE_FORGOTTEN: _MismatchCause.ValueType  # 6
+    """The row that answered then was erased since, with everything about its entity."""
 
 class MismatchCause(_MismatchCause, metaclass=_MismatchCauseEnumTypeWrapper):
     """What differs between a logged prediction and its replay."""
@@ -56,6 +58,8 @@ MISMATCH_CAUSE_MODEL: MismatchCause.ValueType  # 4
 """The artifact cannot be had with the recorded digest, or gives other bytes."""
 MISMATCH_CAUSE_TYPE: MismatchCause.ValueType  # 5
 """A value has another type than recorded."""
+MISMATCH_CAUSE_FORGOTTEN: MismatchCause.ValueType  # 6
+"""The row that answered then was erased since, with everything about its entity."""
 Global___MismatchCause: _TypeAlias = MismatchCause  # noqa: Y015
 
 @_typing.final
