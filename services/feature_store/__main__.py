@@ -10,6 +10,7 @@ from foresight.feature_store.v1 import (
     log_ingestion_pb2_grpc,
     offline_pb2_grpc,
     online_pb2_grpc,
+    pipeline_pb2_grpc,
     registry_pb2_grpc,
     training_dataset_pb2_grpc,
 )
@@ -24,9 +25,11 @@ from services.feature_store.logged_rows import LoggedRows
 from services.feature_store.logger_client import LoggerClient
 from services.feature_store.metrics import FeatureStoreMetrics
 from services.feature_store.online_lmdb import LmdbOnlineStore
+from services.feature_store.pipelines import Pipelines
 from services.feature_store.postgres.catalogue import Catalogue
 from services.feature_store.postgres.commit_log import CommitLog
 from services.feature_store.postgres.manifests import ManifestTable
+from services.feature_store.postgres.pipelines import PipelineTable
 from services.feature_store.postgres.row_history import RowHistoryReader
 from services.feature_store.postgres.rows import RowReader
 from services.feature_store.reads import FeatureReads
@@ -35,12 +38,15 @@ from services.feature_store.servicers import (
     LogIngestionServicer,
     OfflineServicer,
     OnlineServicer,
+    PipelineServicer,
     RegistryServicer,
     TrainingDatasetServicer,
 )
+from services.feature_store.spine_queries import SpineQueries
 from services.feature_store.transit import TablesInTransit
 from services.feature_store.vectors import VectorReader
 from services.feature_store.view_join import ViewJoin
+from services.feature_store.watermarks import Watermarks
 from services.feature_store.writes import FeatureWrites
 from services.runtime.channel import open_channel
 from services.runtime.clock import system_clock
@@ -57,6 +63,7 @@ SERVICES = (
     "foresight.feature_store.v1.TrainingDatasetService",
     "foresight.feature_store.v1.OnlineFeatureService",
     "foresight.feature_store.v1.LogIngestionService",
+    "foresight.feature_store.v1.FeaturePipelineService",
 )
 
 
@@ -80,7 +87,7 @@ async def serve(settings: FeatureStoreSettings) -> None:
         engine = SizedAsOf(NumpyAsOf(), duckdb)
         join = ViewJoin(rows, engine, transforms)
         writes = FeatureWrites(registry, commits, applier, clock, own_metrics)
-        reads = FeatureReads(registry, commits, rows, join)
+        reads = FeatureReads(registry, Watermarks(commits), rows, SpineQueries(registry, rows), join)
         datasets = TrainingDatasets(
             registry,
             commits,
@@ -108,6 +115,9 @@ async def serve(settings: FeatureStoreSettings) -> None:
         )
         online_pb2_grpc.add_OnlineFeatureServiceServicer_to_server(OnlineServicer(vectors), server.grpc)
         log_ingestion_pb2_grpc.add_LogIngestionServiceServicer_to_server(LogIngestionServicer(ingestion), server.grpc)
+        pipeline_pb2_grpc.add_FeaturePipelineServiceServicer_to_server(
+            PipelineServicer(Pipelines(PipelineTable(database), clock)), server.grpc
+        )
 
         async def ready() -> bool:
             return applier.caught_up and await database.ping()

@@ -18,6 +18,7 @@ from services.feature_store.groups import Reference
 from services.feature_store.logged_rows import LoggedRows
 from services.feature_store.manifests import TEST, TRAIN, DatasetRequest, Manifest
 from services.feature_store.registry import Registry
+from services.feature_store.row_source import TableRows, read_all
 from services.feature_store.spine import check_spine
 from services.feature_store.view_join import ViewJoin
 from services.feature_store.view_plan import ViewPlan
@@ -79,11 +80,11 @@ class TrainingDatasets:
         plan = await self._registry.plan(request.view)
         commit = watermark(request.commit, await self._commits.last())
         if spine is not None:
-            columns = await self._from_spine(plan, spine, commit, known_by=request.known_by)
+            table = await self._from_spine(plan, spine, commit, known_by=request.known_by)
         else:
             assert request.logged is not None
-            columns = await self._logged.select(plan.view, request.logged, commit)
-        table = pa.table(columns)
+            async with self._logged.select(plan.view, request.logged, commit) as rows:
+                table = await in_thread(read_all, rows)
         if not table.num_rows:
             raise FailedPrecondition("no logged prediction of the selection has an outcome by then")
         table = table.append_column("split", _split(table, request))
@@ -103,12 +104,12 @@ class TrainingDatasets:
         table = await in_thread(self._files.load, manifest.content_sha256)
         return table.filter(pc.equal(table["split"], split)) if split else table
 
-    async def _from_spine(self, plan: ViewPlan, table: pa.Table, commit: int, *, known_by: bool) -> dict[str, pa.Array]:
-        spine = await in_thread(check_spine, table, plan.view, labelled=True)
+    async def _from_spine(self, plan: ViewPlan, table: pa.Table, commit: int, *, known_by: bool) -> pa.Table:
+        spine = await in_thread(check_spine, TableRows(table), plan.view, labelled=True)
         if not table.num_rows:
             raise InvalidValue("arrow", "the spine has no rows")
-        joined = await self._join.join(plan, spine, commit, known_by=known_by)
-        return joined.others | joined.features | {plan.view.label.name: joined.label}
+        async with self._join.join(plan, spine, commit, known_by=known_by) as rows:
+            return await in_thread(read_all, rows)
 
     async def _store(
         self, request: DatasetRequest, view: FeatureView, commit: int, table: pa.Table, spine: pa.Table | None

@@ -21,6 +21,9 @@ class EventTimes:
     inclusive: bool = False
 
 
+ALL_TIMES = EventTimes()
+
+
 @dataclass(frozen=True, slots=True)
 class BatchStream:
     """A result that arrives in batches. `next_batch` blocks, and answers None at the end."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import AsyncIterator
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,6 +18,7 @@ from services.feature_store.histories import EventTimes, Histories
 from services.feature_store.log_groups import OUTCOMES, PREDICTION_ID, PREDICTIONS, group_name
 from services.feature_store.manifests import LoggedSelection
 from services.feature_store.registry import Registry
+from services.feature_store.row_source import RowSource, TableRows
 from services.runtime.errors import FailedPrecondition, NotFound
 from services.runtime.threads import in_thread
 
@@ -27,7 +31,8 @@ class LoggedRows:
         self._histories = histories
         self._engine = engine
 
-    async def select(self, view: FeatureView, selection: LoggedSelection, watermark: int) -> dict[str, pa.Array]:
+    @contextlib.asynccontextmanager
+    async def select(self, view: FeatureView, selection: LoggedSelection, watermark: int) -> AsyncIterator[RowSource]:
         """`prediction_id`, entity keys, `event_time`, features and label, by (event_time, prediction_id).
 
         The label is the latest outcome (by observed_at, then commit) observed by `observed_by`; a prediction without
@@ -59,7 +64,7 @@ class LoggedRows:
             known_by=False,
         )
         labels = one_array(observed[view.label.name]).take(pa.array(chosen, mask=chosen < 0))
-        return await in_thread(_labelled, view, logged, labels)
+        yield TableRows(pa.table(await in_thread(_labelled, view, logged, labels)))
 
     async def _group(self, view: FeatureView, kind: str) -> StoredGroup:
         try:

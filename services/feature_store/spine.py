@@ -2,48 +2,112 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pyarrow as pa
 
-from foresight.values import FeatureView
+from foresight.tables import arrow_type
+from foresight.values import FeatureView, Field
+from services.feature_store.conformance import Unfit, conform, one_array
 from services.feature_store.content import check_carried
-from services.feature_store.row_tables import EVENT_TIME, Faults, check_size
+from services.feature_store.row_source import RowSource, TableRows
+from services.feature_store.row_tables import EVENT_TIME, Faults
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Spine:
-    """A checked spine. `table` has all its columns in their order; entity keys, `event_time`, request features and
-    the label, if it is there, have their fields' Arrow types; the others are as they came."""
+    """A checked spine. `rows` has all its columns in their order; entity keys, `event_time`, request features and
+    the label, if it is there, have their fields' Arrow types; the others are as they came, dictionaries decoded."""
 
-    table: pa.Table
+    rows: RowSource
 
 
-def check_spine(table: pa.Table, view: FeatureView, *, labelled: bool) -> Spine:
-    """The spine with exact types. `labelled`: the label has to be there, in every row.
+def check_spine(rows: RowSource, view: FeatureView, *, labelled: bool) -> Spine:
+    """The spine with exact types, gone through batch by batch. `labelled`: the label has to be there, in every row.
 
-    Raises InvalidValue with every fault found, LimitExceeded.
+    Blocks. Raises InvalidValue with every fault found.
     """
-    check_size(table)
-    check_carried(table.schema)
+    check_carried(rows.schema)
+    names = rows.schema.names
     faults = Faults()
     made = {f.name for f in view.features} - {f.name for f in view.request_features}
-    for name in table.column_names:
+    for name in names:
         if name in made:
             faults.add(f"arrow.{name}", "has the name of a feature that the view makes")
         if labelled and name == "split":
             faults.add("arrow.split", "is the column that says which split a row is in")
     known = {f.name: f for f in (*view.entity_keys, EVENT_TIME, *view.request_features)}
-    if labelled or view.label.name in table.column_names:
+    if labelled or view.label.name in names:
         known[view.label.name] = view.label
-    nullable = {f.name for f in (*view.entity_keys, *view.request_features)}
-    if not labelled:
-        nullable.add(view.label.name)
-    columns = dict(zip(table.column_names, table.columns, strict=True))
-    for name, field in known.items():
-        if name in columns:
-            columns[name] = faults.conform(columns[name], field, nulls=name in nullable)
-        else:
+    for name in known:
+        if name not in names:
             faults.add(f"arrow.{name}", "is missing")
+    required = {"event_time", view.label.name} if labelled else {"event_time"}
+    present = {name: field for name, field in known.items() if name in names}
+    if isinstance(rows, TableRows):
+        columns = dict(zip(names, (one_array(column) for column in rows.table.columns), strict=True))
+        _conform_all(columns, present, required, faults)
+        faults.raise_any()
+        return Spine(TableRows(pa.table(columns)))
+    _check_batches(rows, present, required, faults)
     faults.raise_any()
-    return Spine(pa.table(columns))
+    return Spine(_TypedRows(rows, present))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _TypedRows:
+    """Checked rows, given their types as they are read."""
+
+    rows: RowSource
+    fields: dict[str, Field]
+
+    @property
+    def schema(self) -> pa.Schema:
+        return pa.schema(
+            [
+                (f.name, arrow_type(self.fields[f.name]) if f.name in self.fields else _plain(f.type))
+                for f in self.rows.schema
+            ]
+        )
+
+    @property
+    def num_rows(self) -> int:
+        return self.rows.num_rows
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        schema = self.schema
+        for batch in self.rows.batches():
+            columns = (pa.chunked_array([column]) for column in batch.columns)
+            arrays = [
+                conform(column, self.fields[f.name]) if f.name in self.fields else one_array(column)
+                for f, column in zip(schema, columns, strict=True)
+            ]
+            yield pa.record_batch(arrays, schema=schema)
+
+
+def _conform_all(columns: dict[str, pa.Array], fields: dict[str, Field], required: set[str], faults: Faults) -> None:
+    """Gives each known column its type, in place."""
+    for name, field in fields.items():
+        columns[name] = faults.conform(pa.chunked_array([columns[name]]), field, nulls=name not in required)
+
+
+def _check_batches(rows: RowSource, fields: dict[str, Field], required: set[str], faults: Faults) -> None:
+    """Adds what is wrong with any batch: the first fault of a column, and how many rows of it are NULL."""
+    unfit: dict[str, str] = {}
+    nulls = dict.fromkeys(fields, 0)
+    for batch in rows.batches():
+        for name, field in fields.items():
+            try:
+                nulls[name] += conform(pa.chunked_array([batch.column(name)]), field).null_count
+            except Unfit as fault:
+                unfit.setdefault(name, str(fault))
+    for name in fields:
+        if name in unfit:
+            faults.add(f"arrow.{name}", unfit[name])
+        elif nulls[name] and name in required:
+            faults.add(f"arrow.{name}", f"is NULL in {nulls[name]} rows")
+
+
+def _plain(type: pa.DataType) -> pa.DataType:
+    return type.value_type if pa.types.is_dictionary(type) else type

@@ -1,12 +1,9 @@
-"""Joining a spine with a view: one output row per spine row, in order, whatever the duplicates.
-
-Columns of the result: the spine's own, except request features and label; then all features in the view's order; the
-label, if the spine has it, stands where the caller wants it (`Joined` keeps it apart).
-"""
+"""Joining a spine with a view: one output row per spine row, in order, whatever the duplicates."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import contextlib
+from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
 
 import numpy as np
@@ -22,21 +19,13 @@ from foresight.values.instants import EPOCH
 from services.feature_store.asof import INLINE_ROWS_MAX, AsOfEngine, AsOfHistory, AsOfSide
 from services.feature_store.conformance import one_array
 from services.feature_store.histories import EventTimes, Histories
+from services.feature_store.row_source import RowSource, TableRows, read_all
 from services.feature_store.spine import Spine
 from services.feature_store.view_plan import SourcePlan, ViewPlan
 from services.runtime.errors import FailedPrecondition, TransformMismatch
 from services.runtime.threads import in_thread, in_thread_unless
 
 log = structlog.get_logger()
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Joined:
-    """A joined spine: `others` are the spine's columns that are no features and not the label."""
-
-    others: dict[str, pa.Array]
-    features: dict[str, pa.Array]
-    label: pa.Array | None
 
 
 class ViewJoin:
@@ -47,12 +36,16 @@ class ViewJoin:
         self._engine = engine
         self._transforms = transforms
 
-    async def join(self, plan: ViewPlan, spine: Spine, watermark: int, *, known_by: bool) -> Joined:
-        """The features of a view as of each row's event time, from commits up to `watermark`.
+    @contextlib.asynccontextmanager
+    async def join(self, plan: ViewPlan, spine: Spine, watermark: int, *, known_by: bool) -> AsyncIterator[RowSource]:
+        """The spine with the features of a view as of each row's event time, from commits up to `watermark`.
 
-        Raises TransformMismatch when a transform cannot run here, FailedPrecondition when it fails.
+        One output row per spine row, in the spine's order: the spine's own columns in theirs, without request features
+        and label; all features in the view's order; the label, if the spine has it. Files behind the rows are gone
+        when the block ends. Raises TransformMismatch when a transform cannot run here, FailedPrecondition when it
+        fails.
         """
-        table = spine.table
+        table = read_all(spine.rows)
         times = np.asarray(one_array(table["event_time"]).cast(pa.int64()))
         features: dict[str, pa.Array] = {}
         for source in plan.sources:
@@ -70,10 +63,12 @@ class ViewJoin:
             features[field.name] = one_array(table[field.name])
         if plan.view.transforms:
             features |= await in_thread(self._transform, plan.view, table, features)
-        label = one_array(table[plan.view.label.name]) if plan.view.label.name in table.column_names else None
-        apart = {*features, plan.view.label.name}
-        others = {name: one_array(table[name]) for name in table.column_names if name not in apart}
-        return Joined(others, {f.name: features[f.name] for f in plan.view.features}, label)
+        label = plan.view.label.name
+        columns = {name: table[name] for name in table.column_names if name not in features and name != label}
+        columns |= {f.name: features[f.name] for f in plan.view.features}
+        if label in table.column_names:
+            columns[label] = table[label]
+        yield TableRows(pa.table(columns))
 
     def _transform(self, view: FeatureView, table: pa.Table, features: dict[str, pa.Array]) -> dict[str, pa.Array]:
         """The outputs of the view's transforms."""

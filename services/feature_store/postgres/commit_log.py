@@ -39,6 +39,7 @@ SELECT last_commit, $1::bigint, write_bound, $2::bigint, last_time, $3::bigint, 
   $6::timestamptz
 FROM taken
 RETURNING commit, committed_at"""
+_LAST_BY = "SELECT commit FROM commits WHERE committed_at <= $1 ORDER BY committed_at DESC LIMIT 1"
 _MOVE_CURSOR = """
 UPDATE log_cursor SET cursor = $2::bigint, predictions = predictions + $3::bigint, outcomes = outcomes + $4::bigint
 WHERE cursor = $1::bigint RETURNING cursor"""
@@ -66,6 +67,13 @@ class CommitLog:
         """Number of the last commit, 0 without any. No lower number appears later."""
         async with self._database.statements() as connection:
             return int((await connection.exec_driver_sql("SELECT last_commit FROM commit_state")).scalar_one())
+
+    async def last_by(self, instant: datetime) -> int:
+        """Number of the last commit that was published by then, 0 for none; none can be published by then later."""
+        async with self._database.transaction() as connection:
+            # A commit that is being published has its time already; it holds this lock until it is visible.
+            await connection.exec_driver_sql("SELECT last_commit FROM commit_state FOR SHARE")
+            return int((await connection.exec_driver_sql(_LAST_BY, (instant,))).scalar_one_or_none() or 0)
 
     async def after(self, commit: int, limit: int) -> list[PublishedCommit]:
         """The next commits after one, in order, at most `limit`."""

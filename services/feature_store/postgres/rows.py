@@ -1,23 +1,27 @@
 """Reading rows: a row is visible when the commit of its write number is at or below the watermark.
 
-Bulk reads are Arrow over ADBC; its fast path (COPY) takes no parameters, so the numbers and instants of a filter are
-written into the statement. They are numbers and instants by type, never text of a caller.
+Bulk reads are Arrow over ADBC; its fast path (COPY) takes no parameters, so the values of a filter are written into
+the statement: numbers and instants by type, texts of a caller escaped (see `row_filters`).
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
 import pyarrow as pa
 
 from foresight.tables import arrow_type
-from foresight.values import Field
+from foresight.values import FeatureGroup, Field
 from services.feature_store.groups import StoredGroup
 from services.feature_store.histories import BatchStream, EventTimes
+from services.feature_store.postgres.row_filters import conditions_sql, keys_join_sql
 from services.feature_store.postgres.row_tables import physical_names, table_of
+from services.feature_store.queries import GroupQuery, SpineQuery
+from services.feature_store.row_tables import EVENT_TIME
 from services.runtime.database import Database
 from services.runtime.threads import in_thread
 
@@ -48,32 +52,40 @@ class RowReader:
         return await self._table(f"{statement} AND r.write IN ({numbers})")
 
     @contextlib.asynccontextmanager
-    async def stream(
-        self, stored: StoredGroup, watermark: int, times: EventTimes, *, latest_only: bool
-    ) -> AsyncIterator[BatchStream]:
-        """The rows with all columns as `ReadFeatures` answers them, batch by batch.
+    async def stream(self, stored: StoredGroup, query: GroupQuery, watermark: int) -> AsyncIterator[BatchStream]:
+        """The rows of a query with all columns as `ReadFeatures` answers them, batch by batch.
 
         Every row in commit order; or the latest per key, without tombstones, in the order of keys. Holds one Arrow
         connection until it is closed.
         """
         group = stored.group
-        keys = [f"k{i}" for i in range(len(group.entity_keys))]
-        names = [
-            *(f.name for f in group.entity_keys),
-            "event_time",
-            *(f.name for f in group.features),
-            *("known_at", "commit", "deleted"),
-        ]
-        select = _select(stored, names, watermark, times)
-        quoted = ", ".join(f'"{name}"' for name in names)
-        if latest_only:
-            order = f"{', '.join(f'r.{key}' for key in keys)}, r.event_time DESC, c.commit DESC"
-            distinct = ", ".join(f"r.{key}" for key in keys)
-            inner = select.replace("SELECT ", f"SELECT DISTINCT ON ({distinct}) ", 1)
-            statement = f"SELECT {quoted} FROM ({inner} ORDER BY {order}) AS latest WHERE NOT deleted"  # noqa: S608
-        else:
-            statement = f"{select} ORDER BY c.commit, r.event_time, {', '.join(f'r.{key}' for key in keys)}"
         schema = result_schema(group.entity_keys, group.features)
+        if query.latest_only:
+            statement = _select_distinct(stored, query, [(name, name) for name in schema.names], watermark)
+        else:
+            rows = _select(stored, schema.names, watermark, query.times, query)
+            statement = f"{rows} ORDER BY c.commit, r.event_time, {', '.join(_key_columns(group))}"
+        async with self._streamed(statement, schema) as batches:
+            yield batches
+
+    @contextlib.asynccontextmanager
+    async def spine(
+        self, stored: StoredGroup, query: SpineQuery, columns: Sequence[tuple[str, str]], watermark: int
+    ) -> AsyncIterator[BatchStream]:
+        """The rows of a query as a spine with `columns`, as (column of the group, name in the spine).
+
+        Without tombstones and rows that a later commit corrected at the same event time; in the order of keys and event
+        time. Holds one Arrow connection until it is closed.
+        """
+        fields = {f.name: f for f in (*stored.group.fields, EVENT_TIME)}
+        schema = pa.schema([(name, arrow_type(fields[column])) for column, name in columns])
+        statement = _select_distinct(stored, query.query, columns, watermark, at=query.at)
+        async with self._streamed(statement, schema) as batches:
+            yield batches
+
+    @contextlib.asynccontextmanager
+    async def _streamed(self, statement: str, schema: pa.Schema) -> AsyncIterator[BatchStream]:
+        """The result of a statement, with the types of a schema."""
         async with self._database.arrow() as connection:
             cursor = connection.cursor()
             try:
@@ -110,9 +122,52 @@ def instant_sql(instant: datetime) -> str:
     return f"'{instant.isoformat()}'::timestamptz"
 
 
-def _select(stored: StoredGroup, names: Sequence[str], watermark: int | None, times: EventTimes) -> str:
-    physical = physical_names(stored.group)
-    columns = ", ".join(f'{_FIXED.get(name) or "r." + physical[name]} AS "{name}"' for name in names)
+def _select_distinct(
+    stored: StoredGroup,
+    query: GroupQuery,
+    columns: Sequence[tuple[str, str]],
+    watermark: int,
+    *,
+    at: datetime | None = None,
+) -> str:
+    """The latest row per key, or per key and event time, where it is no tombstone and the conditions hold for it.
+
+    `columns` are (column of the group, name). With `at` that is what `event_time` reads, and later rows are left out.
+    """
+    group = stored.group
+    settled = {key.name for key in group.entity_keys} | (set() if query.latest_only else {"event_time"})
+    # What is the same for all rows that one is chosen from can be asked before, in reach of the indexes.
+    before = tuple(c for c in query.where if c.column in settled)
+    after = tuple(c for c in query.where if c.column not in settled)
+    names = [*dict.fromkeys([*(column for column, _ in columns), *(c.column for c in after), "deleted"])]
+    times = query.times
+    if at is not None and (times.end is None or at < times.end):
+        times = EventTimes(times.first, at, inclusive=True)
+    rows = _select(stored, names, watermark, times, replace(query, where=before))
+    by = [*_key_columns(group), *([] if query.latest_only else ["r.event_time"])]
+    order = [*by, *(["r.event_time DESC"] if query.latest_only else []), "c.commit DESC"]
+    distinct = rows.replace("SELECT ", f"SELECT DISTINCT ON ({', '.join(by)}) ", 1)
+    wanted = [
+        f'{instant_sql(at)} AS "{name}"' if at is not None and name == "event_time" else f'"{column}" AS "{name}"'
+        for column, name in columns
+    ]
+    conditions = ["NOT deleted", *conditions_sql(after, {name: f'"{name}"' for name in names})]
+    return (
+        f"SELECT {', '.join(wanted)} FROM ({distinct} ORDER BY {', '.join(order)}) AS found "  # noqa: S608
+        f"WHERE {' AND '.join(conditions)}"
+    )
+
+
+def _select(
+    stored: StoredGroup,
+    names: Sequence[str],
+    watermark: int | None,
+    times: EventTimes,
+    query: GroupQuery | None = None,
+) -> str:
+    """All versions of rows: `names` of their columns, within `times`; of a query its keys and conditions count too."""
+    physical = {name: f"r.{column}" for name, column in physical_names(stored.group).items()} | _FIXED
+    columns = ", ".join(f'{physical[name]} AS "{name}"' for name in names)
     conditions = [f"c.group_id = {stored.id:d}"]
     if watermark is not None:
         conditions.append(f"c.commit <= {watermark:d}")
@@ -120,12 +175,19 @@ def _select(stored: StoredGroup, names: Sequence[str], watermark: int | None, ti
         conditions.append(f"r.event_time >= {instant_sql(times.first)}")
     if times.end is not None:
         conditions.append(f"r.event_time {'<=' if times.inclusive else '<'} {instant_sql(times.end)}")
-    table = table_of(stored.id)
-    # Names of columns are letters, digits and underscores; everything else is a number or an instant.
+    asked = ""
+    if query is not None:
+        asked = keys_join_sql(stored.group, query.key_columns(stored.group))
+        conditions += conditions_sql(query.where, physical)
+    # Names of columns are letters, digits and underscores; everything else is a number, an instant or escaped.
     return (
-        f"SELECT {columns} FROM {table} r JOIN commits c ON c.write = r.write "  # noqa: S608
+        f"SELECT {columns} FROM {table_of(stored.id)} r JOIN commits c ON c.write = r.write{asked} "  # noqa: S608
         f"WHERE {' AND '.join(conditions)}"
     )
+
+
+def _key_columns(group: FeatureGroup) -> list[str]:
+    return [f"r.k{i}" for i in range(len(group.entity_keys))]
 
 
 def _fetch(connection: Any, statement: str) -> pa.Table:

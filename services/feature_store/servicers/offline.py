@@ -6,11 +6,11 @@ from collections.abc import AsyncIterator
 
 from foresight.feature_store.v1 import offline_pb2, offline_pb2_grpc
 from foresight.wire import encode_instant
-from services.feature_store.histories import EventTimes
 from services.feature_store.reads import FeatureReads
 from services.feature_store.row_source import read_all
 from services.feature_store.servicers.messages import Context, decode_reference, decode_set_instant, receive
-from services.feature_store.transit import TablesInTransit, chunks_of, chunks_of_stream
+from services.feature_store.servicers.queries import decode_group_query, received_spine
+from services.feature_store.transit import TablesInTransit, chunks_of_rows, chunks_of_stream
 from services.feature_store.writes import FeatureWrites
 from services.runtime.identity import caller_of
 
@@ -44,10 +44,9 @@ class OfflineServicer(offline_pb2_grpc.OfflineFeatureServiceServicer):
     async def ReadFeatures(
         self, request: offline_pb2.ReadFeaturesRequest, context: Context
     ) -> AsyncIterator[offline_pb2.ReadFeaturesResponse]:
-        query = request.query
-        times = EventTimes(decode_set_instant(query, "from_event_time"), decode_set_instant(query, "to_event_time"))
-        group = decode_reference(query.group, "query.group")
-        async with self._reads.read(group, request.commit, times, latest_only=query.latest_only) as batches:
+        query = decode_group_query(request.query)
+        as_of_time = decode_set_instant(request, "as_of_time")
+        async with self._reads.read(query, request.commit, as_of_time) as batches:
             async for chunk in chunks_of_stream(batches):
                 yield offline_pb2.ReadFeaturesResponse(arrow=chunk)
 
@@ -56,8 +55,13 @@ class OfflineServicer(offline_pb2_grpc.OfflineFeatureServiceServicer):
     ) -> AsyncIterator[offline_pb2.ReadAsOfResponse]:
         async with self._transit.upload() as upload:
             header = (await receive(request_iterator, upload)).header
-            view = decode_reference(header.view, "header.view")
-            spine = read_all(await upload.rows())
-            table = await self._reads.read_as_of(view, header.commit, spine, known_by=header.known_by)
-        async for chunk in chunks_of(table):
-            yield offline_pb2.ReadAsOfResponse(arrow=chunk)
+            joined = self._reads.read_as_of(
+                decode_reference(header.view, "header.view"),
+                await received_spine(header, upload),
+                known_by=header.known_by,
+                commit=header.commit,
+                as_of_time=decode_set_instant(header, "as_of_time"),
+            )
+            async with joined as rows:
+                async for chunk in chunks_of_rows(rows):
+                    yield offline_pb2.ReadAsOfResponse(arrow=chunk)

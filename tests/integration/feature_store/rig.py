@@ -35,10 +35,14 @@ from services.feature_store.postgres.commit_log import CommitLog
 from services.feature_store.postgres.manifests import ManifestTable
 from services.feature_store.postgres.row_history import RowHistoryReader
 from services.feature_store.postgres.rows import RowReader
+from services.feature_store.queries import GroupQuery, SpineQuery
 from services.feature_store.reads import FeatureReads
 from services.feature_store.registry import Registry
+from services.feature_store.row_source import RowSource, TableRows, read_all
+from services.feature_store.spine_queries import SpineQueries
 from services.feature_store.vectors import VectorReader
 from services.feature_store.view_join import ViewJoin
+from services.feature_store.watermarks import Watermarks
 from services.feature_store.writes import FeatureWrites
 from services.runtime.database import Database, open_database
 from services.runtime.errors import Unavailable
@@ -114,10 +118,16 @@ class Store:
     async def read(self, group: str, commit: int = 0, *, latest_only: bool = False) -> list[dict[str, Any]]:
         """All rows of a group."""
         found: list[dict[str, Any]] = []
-        async with self.reads.read(Reference(group), commit, ALL, latest_only=latest_only) as stream:
+        async with self.reads.read(GroupQuery(Reference(group), latest_only=latest_only), commit) as stream:
             while (batch := await asyncio.to_thread(stream.next_batch)) is not None:
                 found += batch.to_pylist()
         return found
+
+    async def read_as_of(self, view: str, spine: pa.Table | SpineQuery, **options: Any) -> pa.Table:
+        """A spine joined with a view."""
+        rows: RowSource | SpineQuery = TableRows(spine) if isinstance(spine, pa.Table) else spine
+        async with self.reads.read_as_of(Reference(view), rows, **options) as joined:
+            return await asyncio.to_thread(read_all, joined)
 
 
 @contextlib.asynccontextmanager
@@ -153,7 +163,7 @@ async def running_store(
             online=online,
             applier=applier,
             writes=FeatureWrites(registry, commits, applier, now, own),
-            reads=FeatureReads(registry, commits, rows, join),
+            reads=FeatureReads(registry, Watermarks(commits), rows, SpineQueries(registry, rows), join),
             datasets=TrainingDatasets(
                 registry,
                 commits,

@@ -10,6 +10,7 @@ import pytest
 from foresight.values import DataType, Field, InvalidValue
 from services.feature_store.groups import Reference
 from services.feature_store.histories import EventTimes
+from services.feature_store.queries import GroupQuery
 from services.runtime.errors import AlreadyExists, NotFound, OutOfRange, PermissionDenied
 from services.runtime.identity import LOCAL
 from tests.integration.feature_store.rig import NOW, Store, at, table
@@ -56,7 +57,7 @@ async def test_event_times_bound_a_read(store: Store) -> None:
     """From inclusive, to exclusive."""
     await store.group("weather", [KEY], FEATURES)
     await store.write("weather", [{"place": "a", "event_time": at(i), "wind": float(i)} for i in range(5)])
-    async with store.reads.read(Reference("weather"), 0, EventTimes(at(1), at(3)), latest_only=False) as stream:
+    async with store.reads.read(GroupQuery(Reference("weather"), EventTimes(at(1), at(3)))) as stream:
         batch = stream.next_batch()
     assert batch is not None
     assert batch["wind"].to_pylist() == [1.0, 2.0]

@@ -127,18 +127,18 @@ async def test_transforms_run_on_what_was_joined(postgres_url: MakeDatabase) -> 
     with state_folder() as folder:
         async with running_store(settings, folder, modules=[MODULE]) as store:
             await define(store, transform(doubled, "wind", "hour"))
-            table = await store.reads.read_as_of(Reference("judged"), 0, SPINE, known_by=False)
+            table = await store.read_as_of("judged", SPINE)
             assert table["doubled"].to_pylist() == [10.0, 61.0, 2.0, None, 14.0, None]
             assert np.array_equal(table["flight"].to_pylist(), SPINE["flight"].to_pylist())
             await store.view("failing", source("weather", "wind"), transforms=(transform(broken, "wind"),))
             with pytest.raises(FailedPrecondition, match="failing failed") as caught:
-                await store.reads.read_as_of(Reference("failing"), 0, SPINE.drop_columns("hour"), known_by=False)
+                await store.read_as_of("failing", SPINE.drop_columns("hour"))
             # What a user's function raised may hold paths and data: it goes to the log, not to the caller.
             assert "secret" not in caught.value.message
             assert "Error" not in caught.value.message
         async with running_store(settings, folder) as store:
             with pytest.raises(TransformMismatch, match="not among the trusted"):
-                await store.reads.read_as_of(Reference("judged"), 0, SPINE, known_by=False)
+                await store.read_as_of("judged", SPINE)
             with pytest.raises(TransformMismatch):
                 await store.view("other", source("weather", "wind"), transforms=(transform(broken, "wind"),))
 
@@ -168,7 +168,7 @@ async def test_a_wrong_spine_is_refused_with_every_fault(store: Store) -> None:
         await store.datasets.create(request(commit=3), SPINE)
     with pytest.raises(NotFound):
         await store.datasets.get("absent")
-    assert (await store.reads.read_as_of(Reference("judged"), 0, SPINE.slice(0, 0), known_by=True)).num_rows == 0
+    assert (await store.read_as_of("judged", SPINE.slice(0, 0), known_by=True)).num_rows == 0
 
 
 async def test_changed_or_missing_bytes_are_data_loss(store: Store) -> None:

@@ -23,6 +23,7 @@ from services.feature_store.asof import AsOfEngine, DuckDbAsOf, NumpyAsOf, Sized
 from services.feature_store.groups import StoredGroup
 from services.feature_store.histories import EventTimes
 from services.feature_store.registry import derive_view
+from services.feature_store.row_source import TableRows, read_all
 from services.feature_store.spine import check_spine
 from services.feature_store.view_join import ViewJoin
 from services.feature_store.view_plan import ViewPlan, plan_view
@@ -138,12 +139,16 @@ def joined(engine: AsOfEngine, rows: Sequence[Row], spine: Sequence[Asked], rule
     )
     view = plan(rule)
     join = ViewJoin(RowsInMemory(rows), engine, TransformSet(()))
-    result = asyncio.run(
-        join.join(view, check_spine(table, view.view, labelled=False), rule.watermark, known_by=rule.known_by)
-    )
-    assert pa.table(result.others).equals(table)
-    found: list[float | None] = result.features["value"].to_pylist()
-    assert len(found) == len(spine)
+    checked = check_spine(TableRows(table), view.view, labelled=False)
+
+    async def rows_of_join() -> pa.Table:
+        async with join.join(view, checked, rule.watermark, known_by=rule.known_by) as result:
+            return read_all(result)
+
+    result = asyncio.run(rows_of_join())
+    assert result.select(table.column_names).equals(table)
+    assert result.column_names == [*table.column_names, "value"]
+    found: list[float | None] = result["value"].to_pylist()
     return found
 
 
