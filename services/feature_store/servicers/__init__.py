@@ -3,6 +3,7 @@
 from services.feature_store.servicers.log_ingestion import LogIngestionServicer
 from services.feature_store.servicers.offline import OfflineServicer
 from services.feature_store.servicers.online import OnlineServicer
+from services.feature_store.servicers.pipelines import PipelineServicer
 from services.feature_store.servicers.registry import RegistryServicer
 from services.feature_store.servicers.training_datasets import TrainingDatasetServicer
 
@@ -10,6 +11,7 @@ __all__ = [
     "LogIngestionServicer",
     "OfflineServicer",
     "OnlineServicer",
+    "PipelineServicer",
     "RegistryServicer",
     "TrainingDatasetServicer",
 ]

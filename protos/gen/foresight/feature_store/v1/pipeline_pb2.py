@@ -25,39 +25,39 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)foresight/feature_store/v1/pipeline.proto\x12\x1a\x66oresight.feature_store.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa3\x01\n\x08Pipeline\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08position\x18\x02 \x01(\t\x12\x0e\n\x06\x63ommit\x18\x03 \x01(\x04\x12,\n\x08moved_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x39\n\x08last_run\x18\x05 \x01(\x0b\x32\'.foresight.feature_store.v1.PipelineRun\"\xfc\x02\n\x0bPipelineRun\x12\n\n\x02id\x18\x01 \x01(\t\x12\x10\n\x08pipeline\x18\x02 \x01(\t\x12\x0f\n\x07trigger\x18\x03 \x01(\t\x12\x33\n\x05state\x18\x04 \x01(\x0e\x32$.foresight.feature_store.v1.RunState\x12.\n\nstarted_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x66inished_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07rows_in\x18\x07 \x01(\x04\x12\x10\n\x08rows_out\x18\x08 \x01(\x04\x12\x33\n\x0f\x66rom_event_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\rto_event_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06\x63ommit\x18\x0b \x01(\x04\x12\r\n\x05\x65rror\x18\x0c \x01(\t\"\"\n\x12GetPipelineRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"M\n\x13GetPipelineResponse\x12\x36\n\x08pipeline\x18\x01 \x01(\x0b\x32$.foresight.feature_store.v1.Pipeline\"\x16\n\x14ListPipelinesRequest\"P\n\x15ListPipelinesResponse\x12\x37\n\tpipelines\x18\x01 \x03(\x0b\x32$.foresight.feature_store.v1.Pipeline\"G\n\x0fStartRunRequest\x12\x34\n\x03run\x18\x01 \x01(\x0b\x32\'.foresight.feature_store.v1.PipelineRun\"H\n\x10StartRunResponse\x12\x34\n\x03run\x18\x01 \x01(\x0b\x32\'.foresight.feature_store.v1.PipelineRun\"H\n\x10ReportRunRequest\x12\x34\n\x03run\x18\x01 \x01(\x0b\x32\'.foresight.feature_store.v1.PipelineRun\"I\n\x11ReportRunResponse\x12\x34\n\x03run\x18\x01 \x01(\x0b\x32\'.foresight.feature_store.v1.PipelineRun\"2\n\x0fListRunsRequest\x12\x10\n\x08pipeline\x18\x01 \x01(\t\x12\r\n\x05limit\x18\x02 \x01(\r\"I\n\x10ListRunsResponse\x12\x35\n\x04runs\x18\x01 \x03(\x0b\x32\'.foresight.feature_store.v1.PipelineRun*\x84\x01\n\x08RunState\x12\x19\n\x15RUN_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11RUN_STATE_RUNNING\x10\x01\x12\x17\n\x13RUN_STATE_SUCCEEDED\x10\x02\x12\x14\n\x10RUN_STATE_FAILED\x10\x03\x12\x17\n\x13RUN_STATE_CANCELLED\x10\x04\x32\xb6\x04\n\x16\x46\x65\x61turePipelineService\x12n\n\x0bGetPipeline\x12..foresight.feature_store.v1.GetPipelineRequest\x1a/.foresight.feature_store.v1.GetPipelineResponse\x12t\n\rListPipelines\x12\x30.foresight.feature_store.v1.ListPipelinesRequest\x1a\x31.foresight.feature_store.v1.ListPipelinesResponse\x12\x65\n\x08StartRun\x12+.foresight.feature_store.v1.StartRunRequest\x1a,.foresight.feature_store.v1.StartRunResponse\x12h\n\tReportRun\x12,.foresight.feature_store.v1.ReportRunRequest\x1a-.foresight.feature_store.v1.ReportRunResponse\x12\x65\n\x08ListRuns\x12+.foresight.feature_store.v1.ListRunsRequest\x1a,.foresight.feature_store.v1.ListRunsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)foresight/feature_store/v1/pipeline.proto\x12\x1a\x66oresight.feature_store.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa3\x01\n\x08Pipeline\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08position\x18\x02 \x01(\t\x12\x0e\n\x06\x63ommit\x18\x03 \x01(\x04\x12,\n\x08moved_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x39\n\x08last_run\x18\x05 \x01(\x0b\x32\'.foresight.feature_store.v1.PipelineRun\"\x8d\x03\n\x0bPipelineRun\x12\n\n\x02id\x18\x01 \x01(\t\x12\x10\n\x08pipeline\x18\x02 \x01(\t\x12\x0f\n\x07trigger\x18\x03 \x01(\t\x12\x33\n\x05state\x18\x04 \x01(\x0e\x32$.foresight.feature_store.v1.RunState\x12.\n\nstarted_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x66inished_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07rows_in\x18\x07 \x01(\x04\x12\x10\n\x08rows_out\x18\x08 \x01(\x04\x12\x33\n\x0f\x66rom_event_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\rto_event_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06\x63ommit\x18\x0b \x01(\x04\x12\r\n\x05\x65rror\x18\x0c \x01(\t\x12\x0f\n\x07skipped\x18\r \x01(\x04\"\"\n\x12GetPipelineRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"M\n\x13GetPipelineResponse\x12\x36\n\x08pipeline\x18\x01 \x01(\x0b\x32$.foresight.feature_store.v1.Pipeline\"\x16\n\x14ListPipelinesRequest\"P\n\x15ListPipelinesResponse\x12\x37\n\tpipelines\x18\x01 \x03(\x0b\x32$.foresight.feature_store.v1.Pipeline\"G\n\x0fStartRunRequest\x12\x34\n\x03run\x18\x01 \x01(\x0b\x32\'.foresight.feature_store.v1.PipelineRun\"H\n\x10StartRunResponse\x12\x34\n\x03run\x18\x01 \x01(\x0b\x32\'.foresight.feature_store.v1.PipelineRun\"H\n\x10ReportRunRequest\x12\x34\n\x03run\x18\x01 \x01(\x0b\x32\'.foresight.feature_store.v1.PipelineRun\"I\n\x11ReportRunResponse\x12\x34\n\x03run\x18\x01 \x01(\x0b\x32\'.foresight.feature_store.v1.PipelineRun\"2\n\x0fListRunsRequest\x12\x10\n\x08pipeline\x18\x01 \x01(\t\x12\r\n\x05limit\x18\x02 \x01(\r\"I\n\x10ListRunsResponse\x12\x35\n\x04runs\x18\x01 \x03(\x0b\x32\'.foresight.feature_store.v1.PipelineRun*\x98\x01\n\x08RunState\x12\x19\n\x15RUN_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11RUN_STATE_RUNNING\x10\x01\x12\x17\n\x13RUN_STATE_SUCCEEDED\x10\x02\x12\x14\n\x10RUN_STATE_FAILED\x10\x03\x12\x17\n\x13RUN_STATE_CANCELLED\x10\x04\x12\x12\n\x0eRUN_STATE_LOST\x10\x05\x32\xb6\x04\n\x16\x46\x65\x61turePipelineService\x12n\n\x0bGetPipeline\x12..foresight.feature_store.v1.GetPipelineRequest\x1a/.foresight.feature_store.v1.GetPipelineResponse\x12t\n\rListPipelines\x12\x30.foresight.feature_store.v1.ListPipelinesRequest\x1a\x31.foresight.feature_store.v1.ListPipelinesResponse\x12\x65\n\x08StartRun\x12+.foresight.feature_store.v1.StartRunRequest\x1a,.foresight.feature_store.v1.StartRunResponse\x12h\n\tReportRun\x12,.foresight.feature_store.v1.ReportRunRequest\x1a-.foresight.feature_store.v1.ReportRunResponse\x12\x65\n\x08ListRuns\x12+.foresight.feature_store.v1.ListRunsRequest\x1a,.foresight.feature_store.v1.ListRunsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'foresight.feature_store.v1.pipeline_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_RUNSTATE']._serialized_start=1300
-  _globals['_RUNSTATE']._serialized_end=1432
+  _globals['_RUNSTATE']._serialized_start=1317
+  _globals['_RUNSTATE']._serialized_end=1469
   _globals['_PIPELINE']._serialized_start=107
   _globals['_PIPELINE']._serialized_end=270
   _globals['_PIPELINERUN']._serialized_start=273
-  _globals['_PIPELINERUN']._serialized_end=653
-  _globals['_GETPIPELINEREQUEST']._serialized_start=655
-  _globals['_GETPIPELINEREQUEST']._serialized_end=689
-  _globals['_GETPIPELINERESPONSE']._serialized_start=691
-  _globals['_GETPIPELINERESPONSE']._serialized_end=768
-  _globals['_LISTPIPELINESREQUEST']._serialized_start=770
-  _globals['_LISTPIPELINESREQUEST']._serialized_end=792
-  _globals['_LISTPIPELINESRESPONSE']._serialized_start=794
-  _globals['_LISTPIPELINESRESPONSE']._serialized_end=874
-  _globals['_STARTRUNREQUEST']._serialized_start=876
-  _globals['_STARTRUNREQUEST']._serialized_end=947
-  _globals['_STARTRUNRESPONSE']._serialized_start=949
-  _globals['_STARTRUNRESPONSE']._serialized_end=1021
-  _globals['_REPORTRUNREQUEST']._serialized_start=1023
-  _globals['_REPORTRUNREQUEST']._serialized_end=1095
-  _globals['_REPORTRUNRESPONSE']._serialized_start=1097
-  _globals['_REPORTRUNRESPONSE']._serialized_end=1170
-  _globals['_LISTRUNSREQUEST']._serialized_start=1172
-  _globals['_LISTRUNSREQUEST']._serialized_end=1222
-  _globals['_LISTRUNSRESPONSE']._serialized_start=1224
-  _globals['_LISTRUNSRESPONSE']._serialized_end=1297
-  _globals['_FEATUREPIPELINESERVICE']._serialized_start=1435
-  _globals['_FEATUREPIPELINESERVICE']._serialized_end=2001
+  _globals['_PIPELINERUN']._serialized_end=670
+  _globals['_GETPIPELINEREQUEST']._serialized_start=672
+  _globals['_GETPIPELINEREQUEST']._serialized_end=706
+  _globals['_GETPIPELINERESPONSE']._serialized_start=708
+  _globals['_GETPIPELINERESPONSE']._serialized_end=785
+  _globals['_LISTPIPELINESREQUEST']._serialized_start=787
+  _globals['_LISTPIPELINESREQUEST']._serialized_end=809
+  _globals['_LISTPIPELINESRESPONSE']._serialized_start=811
+  _globals['_LISTPIPELINESRESPONSE']._serialized_end=891
+  _globals['_STARTRUNREQUEST']._serialized_start=893
+  _globals['_STARTRUNREQUEST']._serialized_end=964
+  _globals['_STARTRUNRESPONSE']._serialized_start=966
+  _globals['_STARTRUNRESPONSE']._serialized_end=1038
+  _globals['_REPORTRUNREQUEST']._serialized_start=1040
+  _globals['_REPORTRUNREQUEST']._serialized_end=1112
+  _globals['_REPORTRUNRESPONSE']._serialized_start=1114
+  _globals['_REPORTRUNRESPONSE']._serialized_end=1187
+  _globals['_LISTRUNSREQUEST']._serialized_start=1189
+  _globals['_LISTRUNSREQUEST']._serialized_end=1239
+  _globals['_LISTRUNSRESPONSE']._serialized_start=1241
+  _globals['_LISTRUNSRESPONSE']._serialized_end=1314
+  _globals['_FEATUREPIPELINESERVICE']._serialized_start=1472
+  _globals['_FEATUREPIPELINESERVICE']._serialized_end=2038
 # @@protoc_insertion_point(module_scope)

@@ -40,6 +40,8 @@ class _RunStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RunState.Val
     """It ended with an error."""
     RUN_STATE_CANCELLED: _RunState.ValueType  # 4
     """It was cancelled."""
+    RUN_STATE_LOST: _RunState.ValueType  # 5
+    """Nothing was heard of its end, and another run began since. Set by the server; a late report still counts."""
 
 class RunState(_RunState, metaclass=_RunStateEnumTypeWrapper):
     """State of a run."""
@@ -54,6 +56,8 @@ RUN_STATE_FAILED: RunState.ValueType  # 3
 """It ended with an error."""
 RUN_STATE_CANCELLED: RunState.ValueType  # 4
 """It was cancelled."""
+RUN_STATE_LOST: RunState.ValueType  # 5
+"""Nothing was heard of its end, and another run began since. Set by the server; a late report still counts."""
 Global___RunState: _TypeAlias = RunState  # noqa: Y015
 
 @_typing.final
@@ -116,6 +120,7 @@ class PipelineRun(_message.Message):
     TO_EVENT_TIME_FIELD_NUMBER: _builtins.int
     COMMIT_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
+    SKIPPED_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Given by the pipeline's program, unique, 1 to 128 bytes."""
     pipeline: _builtins.str
@@ -131,7 +136,9 @@ class PipelineRun(_message.Message):
     commit: _builtins.int
     """The last commit written."""
     error: _builtins.str
-    """Why it failed, at most 2,048 bytes, cut."""
+    """Why it failed, or the last reason to skip a message; at most 2,048 bytes, cut."""
+    skipped: _builtins.int
+    """Messages that were skipped because the pipeline's function failed on them; counted in `rows_in` too."""
     @_builtins.property
     def started_at(self) -> _timestamp_pb2.Timestamp:
         """When it began; set by the server."""
@@ -142,11 +149,11 @@ class PipelineRun(_message.Message):
 
     @_builtins.property
     def from_event_time(self) -> _timestamp_pb2.Timestamp:
-        """First event time covered, of a run over a time range."""
+        """First event time covered, of a run over a time range; unset: not said, as of streams."""
 
     @_builtins.property
     def to_event_time(self) -> _timestamp_pb2.Timestamp:
-        """End of the event times covered."""
+        """End of the event times covered, after the first; unset together with it."""
 
     def __init__(
         self,
@@ -163,10 +170,11 @@ class PipelineRun(_message.Message):
         to_event_time: _timestamp_pb2.Timestamp | None = ...,
         commit: _builtins.int = ...,
         error: _builtins.str = ...,
+        skipped: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["finished_at", b"finished_at", "from_event_time", b"from_event_time", "started_at", b"started_at", "to_event_time", b"to_event_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["commit", b"commit", "error", b"error", "finished_at", b"finished_at", "from_event_time", b"from_event_time", "id", b"id", "pipeline", b"pipeline", "rows_in", b"rows_in", "rows_out", b"rows_out", "started_at", b"started_at", "state", b"state", "to_event_time", b"to_event_time", "trigger", b"trigger"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["commit", b"commit", "error", b"error", "finished_at", b"finished_at", "from_event_time", b"from_event_time", "id", b"id", "pipeline", b"pipeline", "rows_in", b"rows_in", "rows_out", b"rows_out", "skipped", b"skipped", "started_at", b"started_at", "state", b"state", "to_event_time", b"to_event_time", "trigger", b"trigger"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -316,7 +324,7 @@ class ReportRunRequest(_message.Message):
     RUN_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def run(self) -> Global___PipelineRun:
-        """The run: id, state, rows in and out, commit and error."""
+        """The run: id, state, rows in and out, skipped, event times covered so far (unset: as before), commit and error."""
 
     def __init__(
         self,

@@ -81,14 +81,17 @@ class FeaturePipelineServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def StartRun(self, request, context):
-        """Records that a run began. Identical repetition is harmless.
+        """Records that a run began. Identical repetition is harmless; the id of another run is ALREADY_EXISTS. A run of the
+        same pipeline that is still said to go on is lost from now on, runs of the trigger `backfill` excepted: two runs
+        that move one position cannot both go on.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ReportRun(self, request, context):
-        """Records how a run ended, or how it goes on while it lasts. A finished run is not changed any more.
+        """Records how a run ended, or how it goes on while it lasts. A finished run is not changed any more: identical
+        repetition is harmless, anything else FAILED_PRECONDITION. NOT_FOUND for a run that never began.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

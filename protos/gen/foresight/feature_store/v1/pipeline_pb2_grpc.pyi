@@ -42,9 +42,14 @@ class FeaturePipelineServiceStub:
     ListPipelines: _grpc.UnaryUnaryMultiCallable[_pipeline_pb2.ListPipelinesRequest, _pipeline_pb2.ListPipelinesResponse]
     """Lists pipelines that ran at least once, by name."""
     StartRun: _grpc.UnaryUnaryMultiCallable[_pipeline_pb2.StartRunRequest, _pipeline_pb2.StartRunResponse]
-    """Records that a run began. Identical repetition is harmless."""
+    """Records that a run began. Identical repetition is harmless; the id of another run is ALREADY_EXISTS. A run of the
+    same pipeline that is still said to go on is lost from now on, runs of the trigger `backfill` excepted: two runs
+    that move one position cannot both go on.
+    """
     ReportRun: _grpc.UnaryUnaryMultiCallable[_pipeline_pb2.ReportRunRequest, _pipeline_pb2.ReportRunResponse]
-    """Records how a run ended, or how it goes on while it lasts. A finished run is not changed any more."""
+    """Records how a run ended, or how it goes on while it lasts. A finished run is not changed any more: identical
+    repetition is harmless, anything else FAILED_PRECONDITION. NOT_FOUND for a run that never began.
+    """
     ListRuns: _grpc.UnaryUnaryMultiCallable[_pipeline_pb2.ListRunsRequest, _pipeline_pb2.ListRunsResponse]
     """Lists runs, the newest first."""
 
@@ -58,9 +63,14 @@ class FeaturePipelineServiceAsyncStub(FeaturePipelineServiceStub):
     ListPipelines: _aio.UnaryUnaryMultiCallable[_pipeline_pb2.ListPipelinesRequest, _pipeline_pb2.ListPipelinesResponse]  # type: ignore[assignment]
     """Lists pipelines that ran at least once, by name."""
     StartRun: _aio.UnaryUnaryMultiCallable[_pipeline_pb2.StartRunRequest, _pipeline_pb2.StartRunResponse]  # type: ignore[assignment]
-    """Records that a run began. Identical repetition is harmless."""
+    """Records that a run began. Identical repetition is harmless; the id of another run is ALREADY_EXISTS. A run of the
+    same pipeline that is still said to go on is lost from now on, runs of the trigger `backfill` excepted: two runs
+    that move one position cannot both go on.
+    """
     ReportRun: _aio.UnaryUnaryMultiCallable[_pipeline_pb2.ReportRunRequest, _pipeline_pb2.ReportRunResponse]  # type: ignore[assignment]
-    """Records how a run ended, or how it goes on while it lasts. A finished run is not changed any more."""
+    """Records how a run ended, or how it goes on while it lasts. A finished run is not changed any more: identical
+    repetition is harmless, anything else FAILED_PRECONDITION. NOT_FOUND for a run that never began.
+    """
     ListRuns: _aio.UnaryUnaryMultiCallable[_pipeline_pb2.ListRunsRequest, _pipeline_pb2.ListRunsResponse]  # type: ignore[assignment]
     """Lists runs, the newest first."""
 
@@ -89,7 +99,10 @@ class FeaturePipelineServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _pipeline_pb2.StartRunRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_pipeline_pb2.StartRunResponse, _abc.Awaitable[_pipeline_pb2.StartRunResponse]]:
-        """Records that a run began. Identical repetition is harmless."""
+        """Records that a run began. Identical repetition is harmless; the id of another run is ALREADY_EXISTS. A run of the
+        same pipeline that is still said to go on is lost from now on, runs of the trigger `backfill` excepted: two runs
+        that move one position cannot both go on.
+        """
 
     @_abc_1.abstractmethod
     def ReportRun(
@@ -97,7 +110,9 @@ class FeaturePipelineServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _pipeline_pb2.ReportRunRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_pipeline_pb2.ReportRunResponse, _abc.Awaitable[_pipeline_pb2.ReportRunResponse]]:
-        """Records how a run ended, or how it goes on while it lasts. A finished run is not changed any more."""
+        """Records how a run ended, or how it goes on while it lasts. A finished run is not changed any more: identical
+        repetition is harmless, anything else FAILED_PRECONDITION. NOT_FOUND for a run that never began.
+        """
 
     @_abc_1.abstractmethod
     def ListRuns(
