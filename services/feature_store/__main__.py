@@ -15,12 +15,13 @@ from foresight.feature_store.v1 import (
     training_dataset_pb2_grpc,
 )
 from foresight.transforms import TransformSet
-from services.feature_store.applier import Applier, Lease
+from services.feature_store.applier import Applier, CatchUp
 from services.feature_store.asof import DuckDbAsOf, NumpyAsOf, SizedAsOf
 from services.feature_store.config import FeatureStoreSettings
 from services.feature_store.dataset_files import DatasetFiles
 from services.feature_store.datasets import TrainingDatasets
 from services.feature_store.ingestion import LogIngestion
+from services.feature_store.leases import FileLease
 from services.feature_store.logged_rows import LoggedRows
 from services.feature_store.logger_client import LoggerClient
 from services.feature_store.metrics import FeatureStoreMetrics
@@ -30,10 +31,13 @@ from services.feature_store.postgres.catalogue import Catalogue
 from services.feature_store.postgres.commit_log import CommitLog
 from services.feature_store.postgres.manifests import ManifestTable
 from services.feature_store.postgres.pipelines import PipelineTable
+from services.feature_store.postgres.registrations import Registrations
+from services.feature_store.postgres.published_rows import PublishedRowReader
 from services.feature_store.postgres.row_history import RowHistoryReader
 from services.feature_store.postgres.rows import RowReader
 from services.feature_store.reads import FeatureReads
 from services.feature_store.registry import Registry
+from services.feature_store.scratch import ScratchFolder
 from services.feature_store.servicers import (
     LogIngestionServicer,
     OfflineServicer,
@@ -77,11 +81,14 @@ async def serve(settings: FeatureStoreSettings) -> None:
         clock = system_clock
 
         transforms = TransformSet(settings.transform_modules)
-        registry = Registry(Catalogue(database), transforms)
+        registry = Registry(Catalogue(database), Registrations(database), transforms)
         commits, rows = CommitLog(database), RowReader(database)
         online = LmdbOnlineStore(settings.state_folder / "online")
         stack.callback(online.close)
-        applier = Applier(commits, rows, registry, online, Lease(settings.state_folder / "applier.lock"), own_metrics)
+        scratch = ScratchFolder(settings.state_folder / "apply")
+        stack.callback(scratch.close)
+        catch_up = CatchUp(commits, PublishedRowReader(database, scratch), registry)
+        applier = Applier(catch_up, online, FileLease(settings.state_folder / "applier.lock"), own_metrics)
         duckdb = DuckDbAsOf(settings.state_folder / "join")
         stack.callback(duckdb.close)
         engine = SizedAsOf(NumpyAsOf(), duckdb)
@@ -123,7 +130,11 @@ async def serve(settings: FeatureStoreSettings) -> None:
             return applier.caught_up and await database.ping()
 
         async with asyncio.TaskGroup() as tasks:
-            loops = [tasks.create_task(applier.run()), tasks.create_task(ingestion.run())]
+            loops = [
+                tasks.create_task(registry.run()),
+                tasks.create_task(applier.run()),
+                tasks.create_task(ingestion.run()),
+            ]
             await server.run(SERVICES, ready)
             for loop in loops:
                 loop.cancel()

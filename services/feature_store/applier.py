@@ -1,41 +1,44 @@
-"""The applier: brings commits into the online store, in order, once each.
+"""The applier: brings commits into the online store, in order, once each, and erasures after them.
 
-One process holds the lease (a lock on a file beside the store) and applies; the others follow what it applied and
-take over when it goes. A commit that was published before a crash is applied at the next start, before readiness.
+One process holds the lease and applies; the others follow what it applied and take over when it goes. A commit that was
+published before a crash is applied at the next start, before readiness.
+
+An erasure removes rows from commits that stay. Whoever reads those commits from the database later finds them gone; a
+store that had them carries the erasures out that came since, each in the order of the applier's own work, so that rows
+read before an erasure never outlive it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import fcntl
-import os
+import contextlib
 from collections import defaultdict
 from collections.abc import Sequence
-from pathlib import Path
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
-import pyarrow as pa
 import structlog
 
-from foresight.tables import arrow_type
+from foresight.values import Column
 from services.feature_store.commits import Commit, PublishedCommit, StagedRows
 from services.feature_store.groups import StoredGroup
+from services.feature_store.handed_over import HandedOver
+from services.feature_store.leases import Lease
 from services.feature_store.metrics import FeatureStoreMetrics
-from services.feature_store.online import CommittedRows, OnlineStore
+from services.feature_store.online import AppliedRows, CommittedRows, OnlineStore
 from services.feature_store.registry import Registry
-from services.runtime.errors import ServiceError, Unavailable
+from services.feature_store.row_source import RowSource
+from services.runtime.errors import NotFound, ServiceError, Unavailable
 
 log = structlog.get_logger()
 
 POLL_S = 0.5
 FOLLOW_S = 0.05
-# What is applied in one transaction of the store: at least one commit, else at most so much.
+# What is applied at once: at least one commit, else at most so much.
 BATCH_COMMITS = 256
-BATCH_ROWS = 500_000
-# What local writes hand over at most, all together; the rest is read from the database.
-AT_HAND_COMMITS = 64
-AT_HAND_ROWS = 1_000_000
+BATCH_ROWS = 250_000
+BATCH_ERASURES = 64
 
 
 class PublishedCommits(Protocol):
@@ -53,80 +56,149 @@ class PublishedCommits(Protocol):
 class PublishedRows(Protocol):
     """The rows of commits."""
 
-    async def of_writes(self, stored: StoredGroup, writes: Sequence[int]) -> pa.Table:
-        """Keys, features, `event_time`, `deleted` and `commit` of the rows of published writes."""
+    def of_writes(
+        self, stored: StoredGroup, writes: Sequence[int], rows: int
+    ) -> AbstractAsyncContextManager[RowSource]:
+        """Keys, features, `event_time`, `deleted` and `commit` of the rows of published writes, about `rows`."""
         ...
 
 
-class Lease:
-    """An exclusive lock on a file; it ends with the process, whatever ends that."""
+@dataclass(frozen=True, slots=True)
+class ErasedKeys:
+    """Keys of a group whose rows in the commits up to `commit` were erased; `keys` has a column per key of the group.
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._file: int | None = None
+    Erasures are numbered in the order in which they became visible; one may have several of these.
+    """
 
-    def take(self) -> bool:
-        """Whether this process holds the lease, now or since before."""
-        if self._file is None:
-            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                os.close(file)
-                return False
-            self._file = file
-        return True
+    erasure: int
+    group_id: int
+    keys: tuple[Column, ...]
+    commit: int
 
-    def release(self) -> None:
-        """Lets another process take it."""
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
+
+class Erasures(Protocol):
+    """The erasures that online stores carry out."""
+
+    async def after(self, erasure: int, limit: int) -> list[ErasedKeys]:
+        """What the next erasures after one removed, in order and each whole, at most `limit` erasures."""
+        ...
+
+
+class NoErasures:
+    """`Erasures` where nothing is ever erased."""
+
+    async def after(self, erasure: int, limit: int) -> list[ErasedKeys]:
+        """See `Erasures.after`."""
+        return []
+
+
+class CatchUp:
+    """Brings what was published into a store, from the database."""
+
+    def __init__(
+        self, commits: PublishedCommits, rows: PublishedRows, registry: Registry, erasures: Erasures | None = None
+    ) -> None:
+        self.commits = commits
+        self.erasures: Erasures = erasures or NoErasures()
+        self._rows = rows
+        self._registry = registry
+
+    async def apply_next(self, store: AppliedRows, applied: int, at_hand: HandedOver) -> int:
+        """Applies the next commits after `applied`; answers the last one applied. Takes rows `at_hand` from there."""
+        batch = _bounded(await self.commits.after(applied, BATCH_COMMITS))
+        if batch:
+            await self._apply(store, batch, batch[-1].number, at_hand)
+            return batch[-1].number
+        return applied
+
+    async def erase_next(self, store: AppliedRows, erasure: int, applied: int) -> ErasedKeys | None:
+        """Carries out the next erasures after `erasure`; answers the last one, if there was any."""
+        erased = await self.erasures.after(erasure, BATCH_ERASURES)
+        for entry in erased:
+            stored = await self._group(entry.group_id)
+            if stored is None:
+                continue
+            await store.remove(stored, entry.keys)
+            await self._apply_again(store, entry, applied)
+        if not erased:
+            return None
+        await store.erased(erased[-1].erasure)
+        return erased[-1]
+
+    async def all(self, store: AppliedRows) -> None:
+        """Applies and erases until there is nothing more."""
+        nothing = HandedOver()
+        while True:
+            progress = await store.progress()
+            applied = await self.apply_next(store, progress.commit, nothing)
+            if applied == progress.commit and await self.erase_next(store, progress.erasure, applied) is None:
+                return
+
+    async def _apply_again(self, store: AppliedRows, entry: ErasedKeys, applied: int) -> None:
+        """What was written about the keys after the erasure was removed with the rest, and comes again."""
+        number = entry.commit
+        while number < applied:
+            batch = _bounded(await self.commits.after(number, BATCH_COMMITS))
+            if not batch:
+                return
+            number = batch[-1].number
+            mine = [commit for commit in batch if commit.group_id == entry.group_id and commit.number <= applied]
+            await self._apply(store, mine, 0, HandedOver())
+
+    async def _apply(
+        self, store: AppliedRows, batch: Sequence[PublishedCommit], applied: int, at_hand: HandedOver
+    ) -> None:
+        rows: list[CommittedRows] = []
+        missing: dict[int, list[PublishedCommit]] = defaultdict(list)
+        for commit in batch:
+            if commit.number in at_hand:
+                rows += at_hand.rows(commit.number)
+            elif commit.rows:
+                missing[commit.group_id].append(commit)
+        async with contextlib.AsyncExitStack() as stack:
+            for group_id, commits in missing.items():
+                stored = await self._group(group_id)
+                if stored is not None:
+                    writes = [commit.write for commit in commits]
+                    source = self._rows.of_writes(stored, writes, sum(commit.rows for commit in commits))
+                    rows.append(CommittedRows(stored, await stack.enter_async_context(source)))
+            await store.apply(applied, rows)
+
+    async def _group(self, group_id: int) -> StoredGroup | None:
+        """A group that has rows online: log-derived ones are read offline only, and dropped ones are gone."""
+        try:
+            stored = await self._registry.group_by_id(group_id)
+        except NotFound:
+            return None
+        return None if stored.group.derived else stored
 
 
 class Applier:
     """Applies published commits. `run` it in one task; `wake` it after a local write."""
 
-    def __init__(
-        self,
-        commits: PublishedCommits,
-        rows: PublishedRows,
-        registry: Registry,
-        store: OnlineStore,
-        lease: Lease,
-        metrics: FeatureStoreMetrics,
-    ) -> None:
-        self._commits = commits
-        self._rows = rows
-        self._registry = registry
+    def __init__(self, catch_up: CatchUp, store: OnlineStore, lease: Lease, metrics: FeatureStoreMetrics) -> None:
+        self._catch_up = catch_up
         self._store = store
         self._lease = lease
         self._metrics = metrics
         self._woken = asyncio.Event()
         self._advanced = asyncio.Condition()
         self._applied = 0
-        # None: a commit that has no rows for the online store.
-        self._at_hand: dict[int, CommittedRows | None] = {}
+        self._erased = 0
+        self._erasures_asked = False
+        self._at_hand = HandedOver()
         self.caught_up = False
 
     def hand_over(self, commit: Commit, staged: StagedRows) -> None:
-        """Gives the rows of a commit that this process just published, which need not be read again then."""
-        held = sum(rows.rows.num_rows for rows in self._at_hand.values() if rows is not None)
-        if held + commit.rows > AT_HAND_ROWS or len(self._at_hand) >= AT_HAND_COMMITS:
-            return
-        rows = staged.rows.append_column("commit", pa.array(np.full(commit.rows, commit.number, np.int64)))
-        if "deleted" not in rows.column_names:
-            rows = rows.append_column("deleted", pa.array(np.zeros(commit.rows, np.bool_)))
-        missing = [f for f in staged.group.group.features if f.name not in rows.column_names]
-        for field in missing:
-            rows = rows.append_column(field.name, pa.nulls(commit.rows, arrow_type(field)))
-        self._at_hand[commit.number] = CommittedRows(staged.group, rows)
+        """Gives the rows of a commit that this process just published, which need not be read again then.
+
+        Rows in a file have to stay there until `applied` returned.
+        """
+        self._at_hand.add(commit, staged)
 
     def pass_over(self, commits: Sequence[Commit]) -> None:
         """Says that this process published commits without rows for the online store."""
-        for commit in commits[: AT_HAND_COMMITS - len(self._at_hand)]:
-            self._at_hand[commit.number] = None
+        self._at_hand.add_without_rows(commits)
         self.wake()
 
     def wake(self) -> None:
@@ -146,6 +218,16 @@ class Applier:
                 commit=str(commit),
             ) from None
 
+    async def erased(self, erasure: int, timeout_s: float) -> None:
+        """Returns once an erasure was carried out in the online store. Raises Unavailable when that takes too long."""
+        self._erasures_asked = True
+        self.wake()
+        try:
+            async with asyncio.timeout(timeout_s), self._advanced:
+                await self._advanced.wait_for(lambda: self._erased >= erasure)
+        except TimeoutError:
+            raise Unavailable("the rows are gone offline, but the online store is behind; repeat the request") from None
+
     async def run(self) -> None:
         """Applies until it is cancelled; then lets the lease go."""
         failures = 0
@@ -153,75 +235,64 @@ class Applier:
             while True:
                 self._woken.clear()
                 try:
-                    leading = self._lease.take()
-                    if await (self._apply_next() if leading else self._follow()):
+                    leading = await self._lease.take()
+                    if await (self._lead() if leading else self._follow()):
                         continue
                     failures, wait_s = 0, POLL_S if leading else FOLLOW_S
                 except Exception as error:
                     failures += 1
                     wait_s = min(5.0, 0.1 * 2**failures)
+                    # The rows may lie in a file that is gone by now.
+                    self._at_hand.clear()
                     expected = isinstance(error, ServiceError)
                     log.warning("apply_failed", failures=failures, reason=str(error)[:300], exc_info=not expected)
                 await self._pause(wait_s, woken_early=not failures)
         finally:
-            self._lease.release()
+            await self._lease.release()
 
-    async def _apply_next(self) -> bool:
-        """Applies the next commits; answers whether there were any."""
-        applied = await self._store.applied_commit()
-        if self.caught_up and applied + 1 in self._at_hand:
-            await self._apply_at_hand(applied)
+    async def _lead(self) -> bool:
+        """Applies the next commits, or carries out the next erasures; answers whether to go on at once."""
+        progress = await self._store.progress()
+        if self.caught_up and progress.commit + 1 in self._at_hand and not self._erasures_asked:
+            await self._apply_at_hand(progress.commit)
             # When the next one is missing, another process may have published it.
             return bool(self._at_hand)
-        batch = _bounded(await self._commits.after(applied, BATCH_COMMITS))
-        if not batch:
-            await self._advance(applied)
-            self.caught_up = True
-            return False
-        rows: list[CommittedRows] = []
-        writes: dict[int, list[int]] = defaultdict(list)
-        for commit in batch:
-            if commit.number in self._at_hand:
-                rows += self._take_at_hand(commit.number)
-            else:
-                writes[commit.group_id].append(commit.write)
-        for group_id, numbers in writes.items():
-            stored = await self._registry.group_by_id(group_id)
-            # Log-derived groups are read offline only.
-            if not stored.group.derived:
-                rows.append(CommittedRows(stored, await self._rows.of_writes(stored, numbers)))
-        await self._store.apply(batch[-1].number, rows)
-        await self._advance(batch[-1].number)
-        return True
+        self._erasures_asked = False
+        erased = await self._catch_up.erase_next(self._store, progress.erasure, progress.commit)
+        if erased is not None:
+            # They may hold rows that are erased by now.
+            self._at_hand.refuse_until(erased.commit)
+        applied = await self._catch_up.apply_next(self._store, progress.commit, self._at_hand)
+        await self._advance(applied, progress.erasure if erased is None else erased.erasure)
+        if applied > progress.commit or erased is not None:
+            return True
+        self.caught_up = True
+        return False
 
     async def _apply_at_hand(self, applied: int) -> None:
         """Applies the commits that follow without a gap on the applied one, which need not be asked for."""
         last, rows, taken = applied, list[CommittedRows](), 0
         while last + 1 in self._at_hand and taken <= BATCH_ROWS:
             last += 1
-            rows += self._take_at_hand(last)
+            rows += self._at_hand.rows(last)
             taken = sum(batch.rows.num_rows for batch in rows)
         await self._store.apply(last, rows)
-        await self._advance(last)
-
-    def _take_at_hand(self, number: int) -> list[CommittedRows]:
-        rows = self._at_hand[number]
-        return [] if rows is None else [rows]
+        await self._advance(last, self._erased)
 
     async def _follow(self) -> bool:
         """Sees how far the process with the lease has come."""
-        await self._advance(await self._store.applied_commit())
+        progress = await self._store.progress()
+        await self._advance(progress.commit, progress.erasure)
         if not self.caught_up:
-            self.caught_up = self._applied >= await self._commits.last()
+            self.caught_up = self._applied >= await self._catch_up.commits.last()
         return False
 
-    async def _advance(self, applied: int) -> None:
+    async def _advance(self, applied: int, erased: int) -> None:
         self._metrics.applied_commit.set(applied)
-        for number in [number for number in self._at_hand if number <= applied]:
-            del self._at_hand[number]
-        if applied > self._applied:
+        self._at_hand.drop_until(applied)
+        if applied > self._applied or erased > self._erased:
             async with self._advanced:
-                self._applied = applied
+                self._applied, self._erased = max(applied, self._applied), max(erased, self._erased)
                 self._advanced.notify_all()
 
     async def _pause(self, seconds: float, *, woken_early: bool) -> None:

@@ -1,20 +1,23 @@
 """The online store: the latest row per key of every group.
 
 The latest row is the one with the greatest (event time, commit): a late batch never overwrites a newer row, and rows
-may be applied in any order, or twice. The store contains every commit up to its applied one; rows and applied commit
-change together. One process applies (see `applier.py`), any number read.
+may be applied in any order, twice, or by two processes at once. The store contains every commit up to its applied one,
+and a look-up answers exactly what those commits have: rows and applied commit change together. One process applies
+(see `applier.py`), any number read.
+
+A store is derived from the offline rows: `replacement` makes it anew beside the one that serves.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
-import pyarrow as pa
-
 from foresight.values import Column
 from services.feature_store.groups import StoredGroup
+from services.feature_store.row_source import RowSource
 
 
 class FoundRow(NamedTuple):
@@ -35,12 +38,12 @@ class KeyQuery:
     keys: tuple[Column, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class CommittedRows:
     """Rows of one group from one or more commits: keys, features, `event_time`, `commit`, `deleted`."""
 
     group: StoredGroup
-    rows: pa.Table
+    rows: RowSource
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,21 +54,57 @@ class Lookup:
     applied_commit: int
 
 
-class OnlineStore(Protocol):
-    """Keeps the latest rows. Raises Unavailable when it does not answer."""
+class Progress(NamedTuple):
+    """How far a store has come: the last commit applied and the last erasure carried out, 0 for none."""
+
+    commit: int
+    erasure: int
+
+
+class AppliedRows(Protocol):
+    """What takes rows. Raises Unavailable when it does not answer, LimitExceeded when it has no room."""
 
     async def apply(self, applied_commit: int, rows: Sequence[CommittedRows]) -> None:
         """Takes the rows of all commits after the applied one up to `applied_commit`, which becomes the applied one."""
-        ...
-
-    async def lookup(self, queries: Sequence[KeyQuery]) -> Lookup:
-        """The latest rows of several groups, all as of one applied commit."""
         ...
 
     async def remove(self, group: StoredGroup, keys: tuple[Column, ...]) -> int:
         """Removes the rows of keys for good; answers how many there were. Repeating it is harmless."""
         ...
 
+    async def erased(self, erasure: int) -> None:
+        """Notes that all erasures up to one were carried out."""
+        ...
+
+    async def progress(self) -> Progress:
+        """How far it has come."""
+        ...
+
+
+class Replacement(AppliedRows, Protocol):
+    """A store that is being built, which nobody reads yet."""
+
+    async def take_over(self, catch_up: Callable[[], Awaitable[None]]) -> int:
+        """Becomes the store that is read, at once for all processes; answers how many keys it has.
+
+        `catch_up` brings it up to the last commit and the last erasure; the store that it replaces stands still while
+        it is called for the last time, so that the applied commit never goes back.
+        """
+        ...
+
+
+class OnlineStore(AppliedRows, Protocol):
+    """Keeps the latest rows."""
+
+    async def lookup(self, queries: Sequence[KeyQuery]) -> Lookup:
+        """The latest rows of several groups, all as of one applied commit. Raises Unavailable."""
+        ...
+
     async def applied_commit(self) -> int:
-        """The last commit applied; 0 for an empty store."""
+        """The last commit applied; 0 for an empty store. Raises Unavailable."""
+        ...
+
+    def replacement(self) -> AbstractAsyncContextManager[Replacement]:
+        """An empty store beside this one, gone at the end unless it took over. Raises FailedPrecondition while
+        another one is being built, by whatever process."""
         ...

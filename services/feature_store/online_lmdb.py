@@ -2,6 +2,7 @@
 
 A transaction of the store holds the rows of one or more commits and the number of the last one. After a crash of the
 process nothing is lost; after one of the machine the last transactions may be missing, and the applier repeats them.
+A store that was built anew takes the place of the former one by a transaction of that one (see `generations.py`).
 """
 
 from __future__ import annotations
@@ -10,195 +11,293 @@ import asyncio
 import contextlib
 import struct
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple, TypeVar
 
 import lmdb
 import numpy as np
 import pyarrow as pa
 
 from foresight.values import Column
+from services.feature_store.generations import Generations
 from services.feature_store.groups import StoredGroup
-from services.feature_store.online import CommittedRows, FoundRow, KeyQuery, Lookup
-from services.feature_store.row_codec import RowCodec, stored_key, version_of
-from services.runtime.errors import LimitExceeded
+from services.feature_store.lmdb_file import Closed, LmdbFile
+from services.feature_store.online import CommittedRows, FoundRow, KeyQuery, Lookup, Progress
+from services.feature_store.row_codec import RowCodecs, stored_key, version_of
+from services.runtime.errors import Unavailable
 from services.runtime.threads import in_thread
 
 MAP_BYTES = 256 << 20
-# Address space, not memory or disk: the file grows with what is in it.
-MAP_BYTES_MAX = 1 << 42
-READERS_MAX = 512
 # More rows than this are looked up in a thread, so that the event loop goes on.
 INLINE_ROWS_MAX = 256
-CODECS_MAX = 4_096
+# Room that a row takes beside its own bytes: key, node, half-empty pages, pages rewritten in the same transaction.
+ROW_ROOM_BYTES = 512
 # Group ids count from 1, so this is no row's key.
-_APPLIED_KEY = struct.pack(">I", 0) + b"applied"
-_APPLIED = struct.Struct("<Q")
+_STATE_KEY = struct.pack(">I", 0) + b"state"
+_STATE = struct.Struct("<QQQ")
+R = TypeVar("R")
 
 
 class LmdbOnlineStore:
     """An `OnlineStore` in a folder. Close it when nobody uses it any more."""
 
     def __init__(self, folder: Path, map_bytes: int = MAP_BYTES) -> None:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._environment = lmdb.open(
-            str(folder), map_size=map_bytes, max_readers=READERS_MAX, metasync=False, max_spare_txns=16
-        )
-        self._gate = _Gate()
+        self._map_bytes = map_bytes
+        self._generations = Generations(folder)
+        self._codecs = RowCodecs()
+        self._switching = threading.Lock()
+        self._rows = self._open_live()
         self._writer = asyncio.Lock()
-        self._codecs: dict[int, RowCodec] = {}
 
     async def apply(self, applied_commit: int, rows: Sequence[CommittedRows]) -> None:
         """See `OnlineStore.apply`."""
         async with self._writer:
-            await in_thread(self._apply, applied_commit, rows)
+            await in_thread(self._live, lambda live: live.apply(applied_commit, rows))
 
     async def lookup(self, queries: Sequence[KeyQuery]) -> Lookup:
         """See `OnlineStore.lookup`."""
         if sum(len(query.keys[0]) for query in queries) > INLINE_ROWS_MAX:
-            return await in_thread(self._lookup, queries)
-        return self._lookup(queries)
+            return await in_thread(self._live, lambda live: live.lookup(queries))
+        return self._live(lambda live: live.lookup(queries))
 
     async def remove(self, group: StoredGroup, keys: tuple[Column, ...]) -> int:
         """See `OnlineStore.remove`."""
         async with self._writer:
-            return await in_thread(self._remove, group, keys)
+            return await in_thread(self._live, lambda live: live.remove(group, keys))
+
+    async def erased(self, erasure: int) -> None:
+        """See `OnlineStore.erased`."""
+        async with self._writer:
+            await in_thread(self._live, lambda live: live.erased(erasure))
+
+    async def progress(self) -> Progress:
+        """See `OnlineStore.progress`."""
+        state = self._live(lambda live: live.state())
+        return Progress(state.applied, state.erasure)
 
     async def applied_commit(self) -> int:
         """See `OnlineStore.applied_commit`."""
-        with self._reading() as transaction:
-            return _applied(transaction)
+        return (await self.progress()).commit
+
+    @contextlib.asynccontextmanager
+    async def replacement(self) -> AsyncIterator[LmdbReplacement]:
+        """See `OnlineStore.replacement`."""
+        # Makes sure that the generation that this process has open is the live one.
+        await self.progress()
+        with self._generations.building() as (number, path):
+            file = LmdbFile(path, self._map_bytes, durable=False)
+            made = LmdbReplacement(_Rows(file, self._codecs), number, self._take_place)
+            try:
+                yield made
+            finally:
+                file.close()
+                if not made.took_over:
+                    await in_thread(self._generations.discard, number)
+        if made.took_over:
+            # The first look opens the new one, and removes the old one.
+            await self.progress()
 
     def close(self) -> None:
         """Closes the file; what was applied is safe before."""
-        self._environment.close()
+        self._rows.file.close()
 
-    def _lookup(self, queries: Sequence[KeyQuery]) -> Lookup:
+    def _live(self, work: Callable[[_Rows], R]) -> R:
+        """Runs `work` on the live generation, on the next one when another one took its place meanwhile."""
+        while True:
+            rows = self._rows
+            try:
+                return work(rows)
+            except (_Superseded, Closed):
+                with self._switching:
+                    if self._rows is rows:
+                        rows.file.close()
+                        self._rows = self._open_live()
+
+    def _open_live(self) -> _Rows:
+        return self._generations.open_live(
+            lambda path: _Rows(LmdbFile(path, self._map_bytes), self._codecs),
+            lambda rows: rows.raw_state().successor,
+            lambda rows: rows.file.close(),
+        )
+
+    def _take_place(self, successor: int, catch_up: Callable[[], None]) -> None:
+        """Names the successor of the live generation, to which nothing is applied from the last catching up on."""
+        live = self._rows
+
+        def name_successor(transaction: lmdb.Transaction) -> None:
+            catch_up()
+            _put_state(transaction, _state(transaction)._replace(successor=successor))
+
+        # The work is not to be repeated.
+        live.file.make_room(1 << 20)
+        live.file.write(name_successor)
+
+
+class LmdbReplacement:
+    """A `Replacement` in a folder."""
+
+    def __init__(self, rows: _Rows, number: int, take_place: Callable[[int, Callable[[], None]], None]) -> None:
+        self._rows = rows
+        self._number = number
+        self._take_place = take_place
+        self._keys = 0
+        self.took_over = False
+
+    async def apply(self, applied_commit: int, rows: Sequence[CommittedRows]) -> None:
+        """See `Replacement.apply`."""
+        await in_thread(self._rows.apply, applied_commit, rows)
+
+    async def remove(self, group: StoredGroup, keys: tuple[Column, ...]) -> int:
+        """See `Replacement.remove`."""
+        return await in_thread(self._rows.remove, group, keys)
+
+    async def erased(self, erasure: int) -> None:
+        """See `Replacement.erased`."""
+        await in_thread(self._rows.erased, erasure)
+
+    async def progress(self) -> Progress:
+        """See `Replacement.progress`."""
+        state = self._rows.state()
+        return Progress(state.applied, state.erasure)
+
+    async def take_over(self, catch_up: Callable[[], Awaitable[None]]) -> int:
+        """See `Replacement.take_over`."""
+        loop = asyncio.get_running_loop()
+
+        async def caught_up() -> None:
+            await catch_up()
+
+        def catch_up_and_close() -> None:
+            asyncio.run_coroutine_threadsafe(caught_up(), loop).result()
+            # All but the state.
+            self._keys = self._rows.file.entries() - 1
+            self._rows.file.sync()
+            # This process opens it as the live one as soon as it is that.
+            self._rows.file.close()
+
+        await catch_up()
+        await in_thread(self._rows.file.sync)
+        await in_thread(self._swap, catch_up_and_close)
+        return self._keys
+
+    def _swap(self, catch_up_and_close: Callable[[], None]) -> None:
+        try:
+            self._take_place(self._number, catch_up_and_close)
+        except Closed:
+            raise Unavailable("the online store was not replaced, as it grew at that moment; try again") from None
+        self.took_over = True
+
+
+class _Superseded(Exception):
+    """Another generation is the live one by now."""
+
+
+class _State(NamedTuple):
+    applied: int
+    erasure: int
+    successor: int
+
+
+class _Rows:
+    """The rows of one generation; its methods block."""
+
+    def __init__(self, file: LmdbFile, codecs: RowCodecs) -> None:
+        self.file = file
+        self._codecs = codecs
+
+    def raw_state(self) -> _State:
+        with self.file.reading() as transaction:
+            return _state(transaction)
+
+    def state(self) -> _State:
+        with self.file.reading() as transaction:
+            return _live_state(transaction)
+
+    def lookup(self, queries: Sequence[KeyQuery]) -> Lookup:
         found: list[list[FoundRow | None]] = []
-        with self._reading() as transaction:
+        with self.file.reading() as transaction:
+            applied = _live_state(transaction).applied
             get = transaction.get
             for query in queries:
-                codec = self._codec(query.group)
+                codec = self._codecs.of(query.group)
+                decode = codec.decode
                 rows: list[FoundRow | None] = []
                 for key in codec.keys(query.keys):
                     value = None if key is None else get(stored_key(key))
-                    rows.append(None if key is None or value is None else codec.decode(bytes(value), key))
+                    rows.append(None if key is None or value is None else decode(bytes(value), key))
                 found.append(rows)
-            return Lookup(found, _applied(transaction))
+        return Lookup(found, applied)
 
-    def _apply(self, applied_commit: int, batches: Sequence[CommittedRows]) -> None:
-        items: dict[bytes, bytes] = {}
-        for batch in batches:
-            keys, rows = self._codec(batch.group).encode(batch.rows)
-            # The last one of a key stays: the latest.
-            order = _latest_last(batch.rows)
-            items.update((keys[i], rows[i]) for i in order)
-        while True:
-            try:
-                with self._gate.shared(), self._environment.begin(write=True) as transaction:
-                    _upsert(transaction, items)
-                    if applied_commit > _applied(transaction):
-                        transaction.put(_APPLIED_KEY, _APPLIED.pack(applied_commit))
-                return
-            except lmdb.MapFullError:
-                self._grow()
-            except lmdb.MapResizedError:
-                self._follow_growth()
-            except lmdb.DiskError as error:
-                raise LimitExceeded("the online store has no room left", limit="disk") from error
+    def apply(self, applied_commit: int, batches: Sequence[CommittedRows]) -> None:
+        self.file.make_room(sum(batch.rows.num_rows for batch in batches) * ROW_ROOM_BYTES)
 
-    def _remove(self, group: StoredGroup, columns: tuple[Column, ...]) -> int:
-        codec = self._codec(group)
-        removed = 0
-        with self._gate.shared(), self._environment.begin(write=True) as transaction:
-            for whole in codec.keys(columns):
-                if whole is None:
-                    continue
+        def put(transaction: lmdb.Transaction) -> None:
+            state = _live_state(transaction)
+            for batch in batches:
+                codec = self._codecs.of(batch.group)
+                for rows in batch.rows.batches():
+                    keys, encoded = codec.encode(rows)
+                    _upsert(transaction, _latest_per_key(keys, encoded, rows))
+            if applied_commit > state.applied:
+                _put_state(transaction, state._replace(applied=applied_commit))
+
+        self.file.write(put)
+
+    def remove(self, group: StoredGroup, columns: tuple[Column, ...]) -> int:
+        codec = self._codecs.of(group)
+        keys = [key for key in codec.keys(columns) if key is not None]
+
+        def delete(transaction: lmdb.Transaction) -> int:
+            _live_state(transaction)
+            removed = 0
+            for whole in keys:
                 key = stored_key(whole)
                 row = transaction.get(key)
                 if row is not None and codec.decode(bytes(row), whole) is not None:
                     removed += transaction.delete(key)
-        return removed
+            return removed
 
-    def _grow(self) -> None:
-        with self._gate.exclusive():
-            size = self._environment.info()["map_size"]
-            if size >= MAP_BYTES_MAX:
-                raise LimitExceeded("the online store has reached its largest size", limit="online_store_bytes")
-            self._environment.set_mapsize(size * 2)
+        return self.file.write(delete)
 
-    def _follow_growth(self) -> None:
-        """Another process made the file larger."""
-        with self._gate.exclusive():
-            self._environment.set_mapsize(0)
+    def erased(self, erasure: int) -> None:
+        def note(transaction: lmdb.Transaction) -> None:
+            state = _live_state(transaction)
+            _put_state(transaction, state._replace(erasure=max(erasure, state.erasure)))
 
-    @contextlib.contextmanager
-    def _reading(self) -> Iterator[lmdb.Transaction]:
-        while True:
-            with self._gate.shared():
-                try:
-                    transaction = self._environment.begin()
-                except lmdb.MapResizedError:
-                    transaction = None
-                if transaction is not None:
-                    try:
-                        yield transaction
-                        return
-                    finally:
-                        transaction.abort()
-            self._follow_growth()
-
-    def _codec(self, stored: StoredGroup) -> RowCodec:
-        codec = self._codecs.get(stored.id)
-        if codec is None:
-            if len(self._codecs) >= CODECS_MAX:
-                self._codecs.clear()
-            codec = self._codecs[stored.id] = RowCodec(stored)
-        return codec
+        self.file.write(note)
 
 
-class _Gate:
-    """Lets transactions pass side by side, and a change of the map's size only when there are none."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._inside = 0
-
-    @contextlib.contextmanager
-    def shared(self) -> Iterator[None]:
-        with self._changed:
-            self._inside += 1
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._inside -= 1
-                if not self._inside:
-                    self._changed.notify_all()
-
-    @contextlib.contextmanager
-    def exclusive(self) -> Iterator[None]:
-        with self._changed:
-            self._changed.wait_for(lambda: not self._inside)
-            yield
+def _state(transaction: lmdb.Transaction) -> _State:
+    stored = transaction.get(_STATE_KEY)
+    return _State(0, 0, 0) if stored is None else _State(*_STATE.unpack(stored))
 
 
-def _applied(transaction: lmdb.Transaction) -> int:
-    stored = transaction.get(_APPLIED_KEY)
-    return 0 if stored is None else int(_APPLIED.unpack(stored)[0])
+def _live_state(transaction: lmdb.Transaction) -> _State:
+    state = _state(transaction)
+    if state.successor:
+        raise _Superseded
+    return state
 
 
-def _latest_last(rows: pa.Table) -> list[int]:
-    times = np.asarray(rows["event_time"].combine_chunks().cast(pa.int64()))
-    commits = np.asarray(rows["commit"].combine_chunks())
-    order: list[int] = np.lexsort((commits, times)).tolist()
-    return order
+def _put_state(transaction: lmdb.Transaction, state: _State) -> None:
+    transaction.put(_STATE_KEY, _STATE.pack(*state))
+
+
+def _latest_per_key(keys: list[bytes], rows: list[bytes], table: pa.RecordBatch) -> dict[bytes, bytes]:
+    items = dict(zip(keys, rows, strict=True))
+    if len(items) < len(keys):
+        times = np.asarray(table["event_time"].cast(pa.int64()))
+        # The last one of a key stays: the latest.
+        order: Iterable[int] = np.lexsort((np.asarray(table["commit"]), times)).tolist()
+        items = {keys[i]: rows[i] for i in order}
+    return items
 
 
 def _upsert(transaction: lmdb.Transaction, items: dict[bytes, bytes]) -> None:
     """Stores the rows that are later than what is there."""
     keys = sorted(items)
     with transaction.cursor() as cursor:
-        there = [(bytes(key), bytes(row)) for key, row in cursor.getmulti(keys)]
-        stale = {key for key, row in there if version_of(row) >= version_of(items[key])}
+        there = cursor.getmulti(keys)
+        stale = {bytes(key) for key, row in there if version_of(bytes(row)) >= version_of(items[bytes(key)])}
         cursor.putmulti([(key, items[key]) for key in keys if key not in stale])

@@ -4,14 +4,18 @@ A key is the group's id and then, key by key, a tag of the type and the value (t
 that ('1', '23') and ('12', '3') stay apart. A key that would be longer than KEY_BYTES_MAX is a digest of itself; the
 whole key then stands at the end of the row and is compared.
 
-A row is: layout, flags, event time, commit, one bit per feature for "not NULL", the features of fixed width (texts as
-their length), the texts, and the whole key if it is digested. All numbers are little-endian.
+A row is: layout, flags, event time, commit, the number of features, where the texts begin, one bit per feature for
+"not NULL", the features of fixed width (texts as their length), the texts, and the whole key if it is digested. All
+numbers are little-endian. Features are only ever added, at the end: a row with fewer of them than the group has reads
+the defaults of the others, and one with more, written by a process that knows a newer state of the group, is read
+without those.
 """
 
 from __future__ import annotations
 
 import hashlib
 import struct
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,16 +24,18 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from foresight.tables import arrow_type, column_from_arrow
-from foresight.values import Column, DataType, FeatureGroup
+from foresight.values import Column, DataType, FeatureGroup, Field
 from services.feature_store.groups import StoredGroup
 from services.feature_store.online import FoundRow
 
 # LMDB takes 511 bytes; what is longer than this is digested.
 KEY_BYTES_MAX = 480
-LAYOUT = 1
+LAYOUT = 2
 _DELETED, _DIGESTED = 1, 2
 _GROUP_ID = struct.Struct(">I")
-_HEADER = struct.Struct("<BBqQ")
+_HEADER = struct.Struct("<BBqQHI")
+_SHAPE = struct.Struct("<HI")
+_SHAPE_OFFSET = 18
 _VERSION = struct.Struct("<qQ")
 _INT_KEY = struct.Struct("<cq")
 _TEXT_KEY = struct.Struct("<cH")
@@ -43,29 +49,41 @@ _FORMATS = {
     DataType.TIMESTAMP: "q",
 }
 _DTYPES = {"q": "<i8", "d": "<f8", "?": "?", "I": "<u4"}
+_HEAD_DTYPE = np.dtype(
+    [
+        ("layout", "u1"),
+        ("flags", "u1"),
+        ("time", "<i8"),
+        ("commit", "<u8"),
+        ("features", "<u2"),
+        ("texts_at", "<u4"),
+    ]
+)
+CODECS_MAX = 4_096
 
 
 class RowCodec:
-    """Encodes and decodes keys and rows of one group version."""
+    """Encodes and decodes keys and rows of one state of a group version."""
 
     def __init__(self, stored: StoredGroup) -> None:
         self._prefix = _GROUP_ID.pack(stored.id)
         self._group: FeatureGroup = stored.group
         features = stored.group.features
-        self._bitmap_bytes = (len(features) + 7) // 8
-        self._all_valid = (1 << len(features)) - 1
-        formats = [_FORMATS.get(f.type) or f"{4 * f.dimension}s" for f in features]
-        self._row = struct.Struct(f"<BBqQ{self._bitmap_bytes}s{''.join(formats)}")
-        self._plain = all(f.type not in (DataType.STRING, DataType.FLOAT_VECTOR) for f in features)
-        self._strings = [i for i, f in enumerate(features) if f.type is DataType.STRING]
-        self._vectors = [(i, struct.Struct(f"<{f.dimension}f")) for i, f in enumerate(features) if f.dimension]
-        parts: list[Any] = [("head", f"V{_HEADER.size}"), ("bitmap", f"V{self._bitmap_bytes}")]
+        self._count = len(features)
+        self._count_bytes = _SHAPE.pack(self._count, 0)[:2]
+        self._shape = _Shape(features, self._count)
+        # Rows with another number of features, by that number.
+        self._shapes: dict[int, _Shape] = {}
+        parts: list[Any] = [("head", f"V{_HEADER.size}"), ("bitmap", f"V{self._shape.bitmap_bytes}")]
         parts += [
-            (f"f{i}", _DTYPES[fmt] if f.dimension == 0 else ("<f4", (f.dimension,)))
-            for i, (f, fmt) in enumerate(zip(features, formats, strict=True))
+            (f"f{i}", ("<f4", (f.dimension,)) if f.dimension else _DTYPES[_FORMATS[f.type]])
+            for i, f in enumerate(features)
         ]
         self._dtype = np.dtype(parts)
-        self._key_writers = [_KEY_WRITERS[key.type] for key in stored.group.entity_keys]
+        self._defaults = tuple(_default(stored.group, feature) for feature in features)
+        key_types = [key.type for key in stored.group.entity_keys]
+        self._key_writers = [_KEY_WRITERS[type] for type in key_types]
+        self._key_dtype = None if DataType.STRING in key_types else _fixed_key_dtype(key_types)
 
     # Keys
 
@@ -86,39 +104,50 @@ class RowCodec:
 
     # Rows
 
-    def encode(self, rows: pa.Table) -> tuple[list[bytes], list[bytes]]:
+    def encode(self, rows: pa.Table | pa.RecordBatch) -> tuple[list[bytes], list[bytes]]:
         """Stored keys and rows of a table with keys, features, `event_time`, `commit` and `deleted`."""
         n = rows.num_rows
         key_columns = tuple(column_from_arrow(rows[f.name], f) for f in self._group.entity_keys)
         # Stored rows have no NULL keys.
-        whole: list[bytes] = [key for key in self.keys(key_columns) if key is not None]
-        assert len(whole) == n
+        whole = self._whole_keys(key_columns)
         fixed, texts = self._fixed_part(rows)
         data, width = fixed.tobytes(), fixed.dtype.itemsize
         encoded = [data[i : i + width] for i in range(0, n * width, width)]
         if texts:
             encoded = [b"".join(parts) for parts in zip(encoded, *texts, strict=True)]
-        stored = whole
-        if max(map(len, whole), default=0) > KEY_BYTES_MAX:
-            stored = [stored_key(key) for key in whole]
-            for i, key in enumerate(whole):
-                if stored[i] is not key:
-                    row = bytearray(encoded[i] + key)
-                    row[1] |= _DIGESTED
-                    encoded[i] = bytes(row)
+        if self._key_dtype is not None or max(map(len, whole), default=0) <= KEY_BYTES_MAX:
+            return whole, encoded
+        stored = [stored_key(key) for key in whole]
+        for i, key in enumerate(whole):
+            if stored[i] is not key:
+                row = bytearray(encoded[i] + key)
+                row[1] |= _DIGESTED
+                encoded[i] = bytes(row)
         return stored, encoded
 
-    def _fixed_part(self, rows: pa.Table) -> tuple[NDArray[Any], list[list[bytes]]]:
+    def _whole_keys(self, columns: tuple[Column, ...]) -> list[bytes]:
+        if self._key_dtype is None:
+            return [key for key in self.keys(columns) if key is not None]
+        keys = np.zeros(len(columns[0]), self._key_dtype)
+        keys["group"] = np.frombuffer(self._prefix, "V4")
+        for i, column in enumerate(columns):
+            keys[f"t{i}"] = b"i" if column.type is DataType.INT64 else b"b"
+            keys[f"v{i}"] = column.values
+        data, width = keys.tobytes(), keys.dtype.itemsize
+        return [data[i : i + width] for i in range(0, len(data), width)]
+
+    def _fixed_part(self, rows: pa.Table | pa.RecordBatch) -> tuple[NDArray[Any], list[list[bytes]]]:
         """The structured array of everything of fixed width, and the bytes of each text column."""
         n = rows.num_rows
         fixed = np.zeros(n, self._dtype)
-        head = np.zeros(n, np.dtype([("layout", "u1"), ("flags", "u1"), ("time", "<i8"), ("commit", "<u8")]))
+        head = np.zeros(n, _HEAD_DTYPE)
         head["layout"] = LAYOUT
         head["flags"] = np.where(_flat(rows["deleted"]).to_numpy(zero_copy_only=False), _DELETED, 0)
         head["time"] = np.asarray(_flat(rows["event_time"]).cast(pa.int64()))
         head["commit"] = np.asarray(_flat(rows["commit"]))
+        head["features"], head["texts_at"] = self._count, self._dtype.itemsize
         fixed["head"] = head.view(f"V{_HEADER.size}")
-        bits = np.zeros((n, self._bitmap_bytes * 8), np.uint8)
+        bits = np.zeros((n, self._shape.bitmap_bytes * 8), np.uint8)
         texts: list[list[bytes]] = []
         for i, feature in enumerate(self._group.features):
             array = _flat(rows[feature.name])
@@ -132,26 +161,66 @@ class RowCodec:
                     array = array.cast(arrow_type(feature))
                 fixed[f"f{i}"] = column_from_arrow(array, feature).values
         packed = np.packbits(bits, axis=1, bitorder="little")
-        fixed["bitmap"] = packed.view(f"V{self._bitmap_bytes}")[:, 0]
+        fixed["bitmap"] = packed.view(f"V{self._shape.bitmap_bytes}")[:, 0]
         return fixed, texts
 
     def decode(self, row: bytes, whole_key: bytes) -> FoundRow | None:
         """The row of stored bytes; None when they are of another key with the same digest."""
-        _, flags, time, commit, bitmap, *values = self._row.unpack_from(row)
+        shape = self._shape if row[_SHAPE_OFFSET : _SHAPE_OFFSET + 2] == self._count_bytes else self._shape_of(row)
+        _, flags, time, commit, _, texts_at, bitmap, *values = shape.unpack_from(row)
         if flags & _DIGESTED and not row.endswith(whole_key):
             return None
-        if not self._plain:
-            offset = self._row.size
-            for i in self._strings:
+        if not shape.plain:
+            offset = texts_at
+            for i in shape.strings:
                 end = offset + values[i]
                 values[i] = row[offset:end].decode()
                 offset = end
-            for i, vector in self._vectors:
+            for i, vector in shape.vectors:
                 values[i] = list(vector.unpack(values[i]))
         present = int.from_bytes(bitmap, "little")
-        if present != self._all_valid:
+        if present & shape.all_valid != shape.all_valid:
             values = [v if present >> i & 1 else None for i, v in enumerate(values)]
-        return FoundRow(time, commit, bool(flags & _DELETED), tuple(values))
+        return FoundRow(time, commit, bool(flags & _DELETED), (*values, *self._defaults[len(values) :]))
+
+    def _shape_of(self, row: bytes) -> _Shape:
+        count, _ = _SHAPE.unpack_from(row, _SHAPE_OFFSET)
+        shape = self._shapes.get(count)
+        if shape is None:
+            shape = self._shapes[count] = _Shape(self._group.features, count)
+        return shape
+
+
+class _Shape:
+    """How rows with `count` features are read by a group that knows of `features`."""
+
+    def __init__(self, features: Sequence[Field], count: int) -> None:
+        known = features[:count]
+        self.bitmap_bytes = (count + 7) // 8
+        self.all_valid = (1 << len(known)) - 1
+        formats = [_FORMATS.get(f.type) or f"{4 * f.dimension}s" for f in known]
+        self.unpack_from = struct.Struct(f"<BBqQHI{self.bitmap_bytes}s{''.join(formats)}").unpack_from
+        self.plain = all(f.type not in (DataType.STRING, DataType.FLOAT_VECTOR) for f in known)
+        self.strings = [i for i, f in enumerate(known) if f.type is DataType.STRING]
+        self.vectors = [(i, struct.Struct(f"<{f.dimension}f")) for i, f in enumerate(known) if f.dimension]
+
+
+class RowCodecs:
+    """The codecs of groups, each made once; beyond CODECS_MAX they start anew."""
+
+    def __init__(self) -> None:
+        # The features of a group version only grow, so their number names its state.
+        self._codecs: dict[tuple[int, int], RowCodec] = {}
+
+    def of(self, stored: StoredGroup) -> RowCodec:
+        """The codec of a group."""
+        state = stored.id, len(stored.group.features)
+        codec = self._codecs.get(state)
+        if codec is None:
+            if len(self._codecs) >= CODECS_MAX:
+                self._codecs.clear()
+            codec = self._codecs[state] = RowCodec(stored)
+        return codec
 
 
 def stored_key(whole: bytes) -> bytes:
@@ -167,7 +236,24 @@ def version_of(row: bytes) -> tuple[int, int]:
     return time, commit
 
 
-def _flat(column: pa.ChunkedArray) -> pa.Array:
+def _default(group: FeatureGroup, feature: Field) -> Any:
+    """What rows read that were written before the group had the feature."""
+    default = group.defaults.get(feature.name)
+    if default is None or not default.is_valid(0):
+        return None
+    return default.values[0] if feature.type is DataType.STRING else default.values[0].tolist()
+
+
+def _fixed_key_dtype(types: Sequence[DataType]) -> np.dtype[Any]:
+    parts: list[Any] = [("group", "V4")]
+    for i, type in enumerate(types):
+        parts += [(f"t{i}", "S1"), (f"v{i}", "<i8" if type is DataType.INT64 else "?")]
+    return np.dtype(parts)
+
+
+def _flat(column: pa.ChunkedArray | pa.Array) -> pa.Array:
+    if not isinstance(column, pa.ChunkedArray):
+        return column
     return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks)
 
 

@@ -18,7 +18,7 @@ from foresight.tables import arrow_type
 from foresight.transforms import TransformSet
 from foresight.values import Column, DataType, FeatureGroup, FeatureView, Field, ViewFeature, ViewSource
 from services.feature_store.__main__ import MIGRATIONS
-from services.feature_store.applier import Applier, Lease
+from services.feature_store.applier import Applier, CatchUp
 from services.feature_store.asof import DuckDbAsOf
 from services.feature_store.commits import Commit
 from services.feature_store.dataset_files import DatasetFiles
@@ -26,6 +26,7 @@ from services.feature_store.datasets import TrainingDatasets
 from services.feature_store.groups import Reference
 from services.feature_store.histories import EventTimes
 from services.feature_store.ingestion import LogIngestion
+from services.feature_store.leases import FileLease
 from services.feature_store.log_groups import LogPage, LogSource, OutcomeEntry, PredictionEntry
 from services.feature_store.logged_rows import LoggedRows
 from services.feature_store.metrics import FeatureStoreMetrics
@@ -33,12 +34,15 @@ from services.feature_store.online_lmdb import LmdbOnlineStore
 from services.feature_store.postgres.catalogue import Catalogue
 from services.feature_store.postgres.commit_log import CommitLog
 from services.feature_store.postgres.manifests import ManifestTable
+from services.feature_store.postgres.published_rows import PublishedRowReader
+from services.feature_store.postgres.registrations import Registrations
 from services.feature_store.postgres.row_history import RowHistoryReader
 from services.feature_store.postgres.rows import RowReader
 from services.feature_store.queries import GroupQuery, SpineQuery
 from services.feature_store.reads import FeatureReads
 from services.feature_store.registry import Registry
 from services.feature_store.row_source import RowSource, TableRows, read_all
+from services.feature_store.scratch import ScratchFolder
 from services.feature_store.spine_queries import SpineQueries
 from services.feature_store.vectors import VectorReader
 from services.feature_store.view_join import ViewJoin
@@ -83,6 +87,7 @@ class Store:
     commits: CommitLog
     rows: RowReader
     online: LmdbOnlineStore
+    catch_up: CatchUp
     applier: Applier
     writes: FeatureWrites
     reads: FeatureReads
@@ -149,10 +154,12 @@ async def running_store(
     own = FeatureStoreMetrics(metrics.registry)
     async with open_database(settings, "feature_store", MIGRATIONS) as database:
         transforms = TransformSet(modules)
-        registry = Registry(Catalogue(database), transforms)
+        registry = Registry(Catalogue(database), Registrations(database), transforms)
         commits, rows = CommitLog(database), RowReader(database)
         online, engine = LmdbOnlineStore(folder / "online"), DuckDbAsOf(folder / "join")
-        applier = Applier(commits, rows, registry, online, Lease(folder / "lock"), own)
+        scratch = ScratchFolder(folder / "apply")
+        catch_up = CatchUp(commits, PublishedRowReader(database, scratch), registry)
+        applier = Applier(catch_up, online, FileLease(folder / "lock"), own)
         join = ViewJoin(rows, engine, transforms)
         store = Store(
             database=database,
@@ -161,6 +168,7 @@ async def running_store(
             commits=commits,
             rows=rows,
             online=online,
+            catch_up=catch_up,
             applier=applier,
             writes=FeatureWrites(registry, commits, applier, now, own),
             reads=FeatureReads(registry, Watermarks(commits), rows, SpineQueries(registry, rows), join),
@@ -184,6 +192,7 @@ async def running_store(
         finally:
             await store.stop_applying()
             online.close()
+            scratch.close()
             engine.close()
 
 

@@ -14,9 +14,10 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from foresight.values import Column, DataType, FeatureStatus, Field, InvalidValue, micros_from_instant
-from services.feature_store.applier import Applier, Lease
+from services.feature_store.applier import Applier
 from services.feature_store.commits import StagedRows
 from services.feature_store.groups import Reference
+from services.feature_store.leases import FileLease
 from services.feature_store.metrics import FeatureStoreMetrics
 from services.feature_store.vectors import FeatureVectors
 from services.runtime.errors import LimitExceeded, NotFound, OutOfRange, Unavailable
@@ -213,8 +214,8 @@ async def test_a_second_store_follows_and_takes_over(postgres_url: MakeDatabase,
         await leader.view("judged", source("weather", "number"))
         await leader.write("weather", [{"place": "a", "event_time": at(1), "number": 1.0}])
         # An environment of LMDB may be opened once per process, so both share it here.
-        lease = Lease(folder / "lock")
-        follower = Applier(leader.commits, leader.rows, leader.registry, leader.online, lease, METRICS)
+        lease = FileLease(folder / "lock")
+        follower = Applier(leader.catch_up, leader.online, lease, METRICS)
         task = asyncio.create_task(follower.run())
         await follower.applied(1, 10)
         await leader.write("weather", [{"place": "a", "event_time": at(2), "number": 2.0}])

@@ -20,6 +20,7 @@ from foresight.values import Column, DataType, FeatureGroup, Field
 from services.feature_store.groups import StoredGroup
 from services.feature_store.online import CommittedRows, FoundRow, KeyQuery, OnlineStore
 from services.feature_store.online_lmdb import LmdbOnlineStore
+from services.feature_store.row_source import TableRows
 from services.runtime.errors import LimitExceeded
 
 FEATURES = (
@@ -71,7 +72,7 @@ def committed(group: StoredGroup, rows: Sequence[Row]) -> CommittedRows:
     columns["commit"] = pa.array([row[2] for row in rows], pa.int64())
     columns["deleted"] = pa.array([row[3] for row in rows], pa.bool_())
     columns |= {f.name: pa.array([row[4][i] for row in rows], arrow_type(f)) for i, f in enumerate(FEATURES)}
-    return CommittedRows(group, pa.table(columns))
+    return CommittedRows(group, TableRows(pa.table(columns)))
 
 
 def query(group: StoredGroup, entities: Sequence[tuple[str | None, int | None, bool | None]]) -> KeyQuery:

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pytest
 
 from foresight.feature_store.v1 import offline_pb2, query_pb2
-from services.feature_store.applier import Lease
+from services.feature_store.leases import FileLease
 from services.runtime.settings import DatabaseSettings
 from tests.conftest import PostgresServer
 from tests.wire.feature_store.conftest import environment, wait_until_serving
@@ -114,8 +114,8 @@ def killed_between_the_commit_and_the_online_store(process: Process) -> Calls:
     """The next process applies the commit before it is ready, and knows the write id."""
     (process.folder / "state").mkdir()
     # As long as somebody else has the lease, this process publishes and does not apply.
-    lease = Lease(process.folder / "state" / "applier.lock")
-    assert lease.take()
+    lease = FileLease(process.folder / "state" / "applier.lock")
+    assert asyncio.run(lease.take())
     calls = process.start()
     with ThreadPoolExecutor(1) as pool:
         writing = pool.submit(calls.write, rows(7.0), "first")
@@ -124,7 +124,7 @@ def killed_between_the_commit_and_the_online_store(process: Process) -> Calls:
         error = writing.exception(timeout=20)
     assert isinstance(error, grpc.RpcError)
     assert error.code() is Code.UNAVAILABLE
-    lease.release()
+    asyncio.run(lease.release())
     group, view = calls.group, calls.view
     calls = process.start()
     calls.group, calls.view = group, view
