@@ -87,6 +87,15 @@ def group_name(kind: str, view: str, version: int) -> str:
     return f"{kind}_{view}_v{version}"
 
 
+def view_of_group(group: FeatureGroup) -> Reference | None:
+    """The view version whose log fills a group; None for a group that is not derived."""
+    if not group.derived:
+        return None
+    kind = next(kind for kind in (PREDICTIONS, OUTCOMES) if group.name.startswith(f"{kind}_"))
+    view, _, version = group.name.removeprefix(f"{kind}_").rpartition("_v")
+    return Reference(view, int(version))
+
+
 def predictions_group(
     view: FeatureView, entries: Iterable[PredictionEntry], existing: FeatureGroup | None
 ) -> FeatureGroup:

@@ -3,101 +3,175 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from typing import Protocol, TypeVar
 
-from foresight.transforms import TransformSet, Untrusted
-from foresight.values import Column, FeatureGroup, FeatureView, Field, InvalidValue, ViewFeature, ViewSource, check_name
-from services.feature_store.groups import Reference, StoredGroup
-from services.feature_store.view_plan import ViewPlan, plan_view
-from services.runtime.errors import NotFound, TransformMismatch
+import structlog
 
-# Versions never change, so what was read once stays true; beyond this many the caches start anew.
+from foresight.transforms import TransformSet, Untrusted
+from foresight.values import Column, FeatureGroup, FeatureView, Field
+from services.feature_store.about import GroupAbout, ViewAbout
+from services.feature_store.derivation import derive_view
+from services.feature_store.groups import Reference, StoredGroup
+from services.feature_store.search import Found, Query
+from services.feature_store.view_plan import ViewPlan, plan_view
+from services.runtime.errors import NotFound, ServiceError, TransformMismatch
+
+log = structlog.get_logger()
+
+# What is remembered of versions; beyond this many the caches start anew.
 CACHED_MAX = 1_024
+# So old may be what another process changed in place or dropped, seconds. Writes and registrations always look anew.
+FOLLOW_S = 1.0
 K = TypeVar("K")
 V = TypeVar("V")
 
 
 class GroupsAndViews(Protocol):
-    """Where registrations are kept."""
+    """Where they are read, as they are now."""
 
     async def group(self, reference: Reference) -> StoredGroup: ...
     async def view(self, reference: Reference) -> FeatureView: ...
     async def groups(self) -> list[FeatureGroup]: ...
     async def views(self) -> list[FeatureView]: ...
     async def group_by_id(self, group_id: int) -> StoredGroup: ...
-    async def register_group(self, group: FeatureGroup) -> tuple[StoredGroup, bool]: ...
-    async def register_view(self, view: FeatureView) -> tuple[FeatureView, bool]: ...
-    async def add_features(self, stored: StoredGroup, fields: Sequence[Field]) -> StoredGroup: ...
+    async def search(self, query: Query) -> list[Found]: ...
     async def visible_rows(self, group_id: int) -> int: ...
+    async def changes(self) -> int: ...
+
+
+class Changes(Protocol):
+    """Where they are registered, changed and dropped; each is done wholly or not at all."""
+
+    async def register_group(self, asked: FeatureGroup) -> tuple[StoredGroup, bool]: ...
+    async def register_view(self, asked: FeatureView) -> tuple[FeatureView, bool]: ...
+    async def update_group(self, reference: Reference, about: GroupAbout, etag: str) -> StoredGroup: ...
+    async def update_view(self, reference: Reference, about: ViewAbout, etag: str) -> FeatureView: ...
+    async def add_features(
+        self, reference: Reference, fields: Sequence[Field], defaults: Mapping[str, Column], etag: str
+    ) -> StoredGroup: ...
+    async def widen_derived(self, reference: Reference, fields: Sequence[Field]) -> StoredGroup: ...
+    async def drop_group(self, reference: Reference, etag: str) -> int: ...
+    async def drop_view(self, reference: Reference, etag: str) -> None: ...
 
 
 class Registry:
-    """Registers and finds groups and views."""
+    """Registers, finds, changes and drops groups and views. `run` it, so that it sees what other processes change."""
 
-    def __init__(self, catalogue: GroupsAndViews, transforms: TransformSet) -> None:
+    def __init__(self, catalogue: GroupsAndViews, changes: Changes, transforms: TransformSet) -> None:
         self._catalogue = catalogue
+        self._changes = changes
         self._transforms = transforms
-        self._groups: dict[int, StoredGroup] = {}
         self._versions: dict[Reference, StoredGroup] = {}
         self._plans: dict[Reference, ViewPlan] = {}
+        # Counts how often the caches were emptied: what was read before that is not remembered after it.
+        self._emptied = 0
 
     async def register_group(self, group: FeatureGroup) -> tuple[FeatureGroup, bool]:
-        """The group with its version, and whether it is new."""
-        stored, created = await self._catalogue.register_group(group)
+        """The group as registered, and whether it is a new version.
+
+        Content of the latest version with other words about it changes those in place; see `registrations.py`. Raises
+        StaleEtag when the group has an etag and it is not that of the latest version.
+        """
+        stored, created = await self._changes.register_group(group)
+        self._forget()
         return stored.group, created
 
     async def register_view(self, view: FeatureView) -> tuple[FeatureView, bool]:
-        """The view with its version, pinned groups and derived fields, and whether it is new.
+        """The view with its version, pinned groups and derived fields, and whether it is a new version.
 
-        Raises NotFound for a group, InvalidValue for features, keys and names that do not fit, TransformMismatch when
-        this process cannot run its transforms, as it could not make training data then.
+        Raises NotFound for a group, InvalidValue for features, keys and names that do not fit, StaleEtag as for
+        groups, TransformMismatch when this process cannot run its transforms, as it could not make training data then.
         """
-        groups = [await self.group(Reference(s.group, s.group_version)) for s in view.sources]
+        groups = [await self._catalogue.group(Reference(s.group, s.group_version)) for s in view.sources]
         derived = derive_view(view, [stored.group for stored in groups])
         await self.check_transforms(derived)
-        return await self._catalogue.register_view(derived)
+        registered, created = await self._changes.register_view(derived)
+        self._forget()
+        return registered, created
+
+    async def update_group(self, reference: Reference, about: GroupAbout, etag: str) -> FeatureGroup:
+        """The group with what is said about it now. Raises NotFound, StaleEtag, InvalidValue."""
+        stored = await self._changes.update_group(reference, about, etag)
+        self._forget()
+        return stored.group
+
+    async def update_view(self, reference: Reference, about: ViewAbout, etag: str) -> FeatureView:
+        """The view with what is said about it now. Raises NotFound, StaleEtag, InvalidValue."""
+        view = await self._changes.update_view(reference, about, etag)
+        self._forget()
+        return view
+
+    async def add_features(
+        self, reference: Reference, fields: Sequence[Field], defaults: Mapping[str, Column], etag: str
+    ) -> FeatureGroup:
+        """The group with features added in place: rows without a value of theirs read the defaults.
+
+        Raises NotFound, StaleEtag, InvalidValue, AlreadyExists, LimitExceeded, FailedPrecondition, Unavailable.
+        """
+        stored = await self._changes.add_features(reference, fields, defaults, etag)
+        self._forget()
+        return stored.group
+
+    async def drop_group(self, reference: Reference, etag: str) -> int:
+        """Removes a group version and answers how many rows it had.
+
+        Raises NotFound, StaleEtag, FailedPrecondition that names the users, Unavailable.
+        """
+        rows = await self._changes.drop_group(reference, etag)
+        self._forget()
+        return rows
+
+    async def drop_view(self, reference: Reference, etag: str) -> None:
+        """Removes a view version. Raises NotFound, StaleEtag, FailedPrecondition that names the users."""
+        await self._changes.drop_view(reference, etag)
+        self._forget()
+
+    async def search(self, query: Query) -> list[Found]:
+        """What a query finds."""
+        return await self._catalogue.search(query)
 
     async def group(self, reference: Reference) -> StoredGroup:
-        """A group version. Raises NotFound."""
+        """A group version, at most FOLLOW_S old. Raises NotFound."""
         stored = self._versions.get(reference)
         if stored is None:
+            emptied = self._emptied
             stored = await self._catalogue.group(reference)
-            if reference.version and not stored.group.derived:
-                # Derived groups gain columns in place.
+            if reference.version and emptied == self._emptied:
                 _remember(self._versions, reference, stored)
         return stored
 
+    async def present_group(self, reference: Reference) -> StoredGroup:
+        """A group version as it is now, for those who write to it. Raises NotFound."""
+        return await self._catalogue.group(reference)
+
     async def group_by_id(self, group_id: int) -> StoredGroup:
-        """A group version by its id."""
-        stored = self._groups.get(group_id)
-        if stored is None:
-            stored = await self._catalogue.group_by_id(group_id)
-            if not stored.group.derived:
-                _remember(self._groups, group_id, stored)
-        return stored
+        """A group version by its id as it is now, at least as new as any commit that was read before; also one that
+        was dropped."""
+        return await self._catalogue.group_by_id(group_id)
 
     async def described_group(self, reference: Reference) -> tuple[FeatureGroup, int]:
         """A group version and its visible rows."""
-        stored = await self.group(reference)
+        stored = await self._catalogue.group(reference)
         return stored.group, await self._catalogue.visible_rows(stored.id)
 
     async def view(self, reference: Reference) -> FeatureView:
-        """A view version. Raises NotFound."""
-        return (await self.plan(reference)).view
+        """A view version as it is now. Raises NotFound."""
+        return await self._catalogue.view(reference)
 
     async def plan(self, reference: Reference) -> ViewPlan:
-        """A view version with its groups. Raises NotFound."""
+        """A view version with its groups, at most FOLLOW_S old. Raises NotFound."""
         plan = self._plans.get(reference)
         if plan is None:
+            emptied = self._emptied
             view = await self._catalogue.view(reference)
             exact = Reference(view.name, view.version)
             plan = self._plans.get(exact)
             if plan is None:
                 groups = [await self.group(Reference(s.group, s.group_version)) for s in view.sources]
                 plan = plan_view(view, groups)
-                _remember(self._plans, exact, plan)
+                if emptied == self._emptied:
+                    _remember(self._plans, exact, plan)
         return plan
 
     async def groups(self) -> list[FeatureGroup]:
@@ -119,11 +193,13 @@ class Registry:
         """The log group of a name with at least the features of `group`, made or widened where it is not there yet."""
         stored = await self.find_group(Reference(group.name))
         if stored is None:
-            stored, _ = await self._catalogue.register_group(group)
+            stored, _ = await self._changes.register_group(group)
         known = {f.name for f in stored.group.fields}
         if all(f.name in known for f in group.features):
             return stored
-        return await self._catalogue.add_features(stored, group.features)
+        widened = await self._changes.widen_derived(Reference(group.name, stored.group.version), group.features)
+        self._forget()
+        return widened
 
     async def check_transforms(self, view: FeatureView) -> None:
         """Raises TransformMismatch unless this process can run the view's transforms."""
@@ -133,62 +209,27 @@ class Registry:
         except Untrusted as error:
             raise TransformMismatch(str(error), view=view.name) from None
 
+    async def run(self) -> None:
+        """Forgets what other processes changed or dropped, until it is cancelled.
 
-def derive_view(view: FeatureView, groups: Sequence[FeatureGroup]) -> FeatureView:
-    """The view as it is stored: pinned group versions, entity keys and features in order; see FeatureView.
+        While the database is away, what is known stays known: online reads go on.
+        """
+        seen = -1
+        while True:
+            try:
+                changes = await self._catalogue.changes()
+            except ServiceError as error:
+                log.warning("registry_not_followed", reason=str(error)[:300])
+            else:
+                if changes != seen:
+                    self._forget()
+                seen = changes
+            await asyncio.sleep(FOLLOW_S)
 
-    `groups` are those of its sources. Raises InvalidValue.
-    """
-    keys: dict[str, Field] = {}
-    features: list[Field] = []
-    sources: list[ViewSource] = []
-    for index, (source, group) in enumerate(zip(view.sources, groups, strict=True)):
-        where = f"sources[{index}]"
-        _take_keys(keys, source, group, where)
-        taken = [_take_feature(source, feature, group, where) for feature in source.features]
-        features.extend(field for field, _ in taken)
-        named = tuple(feature for _, feature in taken)
-        sources.append(replace(source, group_version=group.version, features=named))
-    features.extend(view.request_features)
-    inputs = {*keys, *(f.name for f in features)}
-    for transform in view.transforms:
-        for name in transform.inputs:
-            if name not in inputs:
-                raise InvalidValue(f"transforms.{transform.output.name}", f"takes {name[:63]}, which is not before it")
-        inputs.add(transform.output.name)
-        features.append(transform.output)
-    for name in (*(f.name for f in features), view.label.name):
-        if name in keys:
-            raise InvalidValue("sources", f"the name {name} is that of an entity key and of a feature or the label")
-    return replace(view, sources=tuple(sources), entity_keys=tuple(keys.values()), features=tuple(features))
-
-
-def _take_keys(keys: dict[str, Field], source: ViewSource, group: FeatureGroup, where: str) -> None:
-    names = {key.name for key in group.entity_keys}
-    for group_key in source.keys:
-        if group_key not in names:
-            raise InvalidValue(f"{where}.keys", f"{group_key} is not a key of {group.name}")
-    for key in group.entity_keys:
-        name = source.view_key(key.name)
-        known = keys.setdefault(name, Field(name, key.type, 0, key.description))
-        if known.type is not key.type:
-            raise InvalidValue(f"{where}.keys", f"{name} is {known.type.value} in one group and {key.type.value} here")
-
-
-def _take_feature(
-    source: ViewSource, feature: ViewFeature, group: FeatureGroup, where: str
-) -> tuple[Field, ViewFeature]:
-    known = {f.name: f for f in group.features}
-    field = known.get(feature.feature)
-    if field is None:
-        raise InvalidValue(f"{where}.features", f"{group.name} version {group.version} has no {feature.feature}")
-    name = check_name(source.name_of(feature), f"{where}.features")
-    default = feature.default
-    if default is not None:
-        if default.type is not field.type or default.field.dimension != field.dimension:
-            raise InvalidValue(f"{where}.features", f"the default of {name} is not of type {field.type.value}")
-        default = Column(name, default.type, default.values, default.valid)
-    return Field(name, field.type, field.dimension, field.description), replace(feature, default=default)
+    def _forget(self) -> None:
+        self._emptied += 1
+        self._versions.clear()
+        self._plans.clear()
 
 
 def _remember(cache: dict[K, V], key: K, value: V) -> None:

@@ -1,6 +1,7 @@
-"""Groups and views as canonical JSON: equal content gives equal text, which is how registrations are compared.
+"""The content of groups and views as canonical JSON: equal content gives equal text.
 
-Version and registration time are not part of the content; they are columns of their own.
+Version and registration time are not part of it, nor is what people say about a thing (see `about.py`), descriptions
+of fields among it.
 """
 
 from __future__ import annotations
@@ -25,64 +26,64 @@ _MICROSECOND = timedelta(microseconds=1)
 
 
 def dump_group(group: FeatureGroup) -> str:
-    """The content of a group."""
-    return _canonical(
+    """The content of a group, with the defaults of features that were added in place."""
+    return canonical(
         {
-            "description": group.description,
-            "entity_keys": [dump_field(f) for f in group.entity_keys],
-            "features": [dump_field(f) for f in group.features],
+            "entity_keys": [_dump_shape(f) for f in group.entity_keys],
+            "features": [_dump_shape(f) for f in group.features],
             "strict_event_time": group.strict_event_time,
             "derived": group.derived,
+            "defaults": {name: dump_value(default) for name, default in group.defaults.items()},
         }
     )
 
 
-def load_group(name: str, version: int, created_at: datetime, spec: str) -> FeatureGroup:
+def load_group(name: str, version: int, created_at: datetime, spec: str, etag: str = "") -> FeatureGroup:
     """The group of its content."""
     content = json.loads(spec)
     return FeatureGroup(
         name=name,
         version=version,
         created_at=created_at,
-        description=content["description"],
+        etag=etag,
         entity_keys=tuple(load_field(f) for f in content["entity_keys"]),
         features=tuple(load_field(f) for f in content["features"]),
         strict_event_time=content["strict_event_time"],
         derived=content["derived"],
+        defaults={name: load_value(name, default) for name, default in content["defaults"].items()},
     )
 
 
 def dump_view(view: FeatureView) -> str:
     """The content of a view with what the server derived: pinned versions, entity keys, features."""
-    return _canonical(
+    return canonical(
         {
-            "description": view.description,
-            "entity_keys": [dump_field(f) for f in view.entity_keys],
-            "features": [dump_field(f) for f in view.features],
+            "entity_keys": [_dump_shape(f) for f in view.entity_keys],
+            "features": [_dump_shape(f) for f in view.features],
             "sources": [_dump_source(s) for s in view.sources],
-            "request_features": [dump_field(f) for f in view.request_features],
+            "request_features": [_dump_shape(f) for f in view.request_features],
             "transforms": [
                 {
-                    "output": dump_field(t.output),
+                    "output": _dump_shape(t.output),
                     "function": t.function,
                     "source_sha256": t.source_sha256,
                     "inputs": list(t.inputs),
                 }
                 for t in view.transforms
             ],
-            "label": dump_field(view.label),
+            "label": _dump_shape(view.label),
         }
     )
 
 
-def load_view(name: str, version: int, created_at: datetime, spec: str) -> FeatureView:
+def load_view(name: str, version: int, created_at: datetime, spec: str, etag: str = "") -> FeatureView:
     """The view of its content."""
     content = json.loads(spec)
     return FeatureView(
         name=name,
         version=version,
         created_at=created_at,
-        description=content["description"],
+        etag=etag,
         entity_keys=tuple(load_field(f) for f in content["entity_keys"]),
         features=tuple(load_field(f) for f in content["features"]),
         sources=tuple(_load_source(s) for s in content["sources"]),
@@ -97,9 +98,7 @@ def load_view(name: str, version: int, created_at: datetime, spec: str) -> Featu
 
 def dump_field(field: Field) -> dict[str, Any]:
     """A field as a JSON object."""
-    content: dict[str, Any] = {"name": field.name, "type": field.type.value}
-    if field.dimension:
-        content["dimension"] = field.dimension
+    content = _dump_shape(field)
     if field.description:
         content["description"] = field.description
     return content
@@ -124,7 +123,7 @@ def _dump_source(source: ViewSource) -> dict[str, Any]:
                 "feature": f.feature,
                 "name": f.name,
                 "missing": f.missing.name,
-                "default": None if f.default is None else _dump_value(f.default),
+                "default": None if f.default is None else dump_value(f.default),
             }
             for f in source.features
         ],
@@ -146,15 +145,15 @@ def _load_source(content: dict[str, Any]) -> ViewSource:
                 MissingPolicy[f["missing"]],
                 None
                 if f["default"] is None
-                else _load_value(f["name"] or content["prefix"] + f["feature"], f["default"]),
+                else load_value(f["name"] or content["prefix"] + f["feature"], f["default"]),
             )
             for f in content["features"]
         ),
     )
 
 
-def _dump_value(column: Column) -> dict[str, Any]:
-    # Timestamps stay microseconds, vectors lists of floats; JSON floats keep every bit.
+def dump_value(column: Column) -> dict[str, Any]:
+    """One value as a JSON object: timestamps stay microseconds, vectors lists of floats; JSON floats keep every bit."""
     return {
         "type": column.type.value,
         "dimension": column.field.dimension,
@@ -162,9 +161,19 @@ def _dump_value(column: Column) -> dict[str, Any]:
     }
 
 
-def _load_value(name: str, content: dict[str, Any]) -> Column:
-    return Column.build(name, DataType(content["type"]), [content["value"]], content["dimension"])
+def load_value(name: str, *contents: dict[str, Any]) -> Column:
+    """A column of the values of JSON objects of one type."""
+    first = contents[0]
+    return Column.build(name, DataType(first["type"]), [c["value"] for c in contents], first["dimension"])
 
 
-def _canonical(content: dict[str, Any]) -> str:
+def canonical(content: dict[str, Any]) -> str:
+    """JSON without a choice left: equal content gives equal text."""
     return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def _dump_shape(field: Field) -> dict[str, Any]:
+    content: dict[str, Any] = {"name": field.name, "type": field.type.value}
+    if field.dimension:
+        content["dimension"] = field.dimension
+    return content

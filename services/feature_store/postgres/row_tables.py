@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from foresight.values import DataType, FeatureGroup, Field
+from foresight.values import Column, DataType, FeatureGroup, Field
 
 _TYPES = {
     DataType.INT64: "bigint",
@@ -66,6 +66,34 @@ def create_statements(group_id: int, group: FeatureGroup) -> list[str]:
 
 
 def add_column_statements(group_id: int, group: FeatureGroup, added: Sequence[Field]) -> list[str]:
-    """What adds features to the table of a group; `group` has them already."""
-    names = physical_names(group)
-    return [f"ALTER TABLE {table_of(group_id)} ADD COLUMN {names[f.name]} {sql_type(f)}" for f in added]
+    """What adds features to the table of a group; `group` has them already.
+
+    A constant default is written nowhere: PostgreSQL reads it for the rows that are there, and fills it in for those
+    that are copied in without the column.
+    """
+    table, names = table_of(group_id), physical_names(group)
+    statements = []
+    for field in added:
+        default = group.defaults.get(field.name)
+        filled = "" if default is None else f" DEFAULT {_literal(default)}"
+        statements.append(f"ALTER TABLE {table} ADD COLUMN {names[field.name]} {sql_type(field)}{filled}")
+    return statements
+
+
+def _literal(value: Column) -> str:
+    """A value as a constant of SQL."""
+    python = value.python(0)
+    match value.type:
+        case DataType.TIMESTAMP:
+            text = python.isoformat()
+        case DataType.FLOAT_VECTOR:
+            # The shortest text that reads as the same 32-bit float.
+            text = "{" + ",".join(str(number) for number in value.values[0]) + "}"
+        case DataType.FLOAT64:
+            text = repr(python)
+        case _:
+            text = str(python)
+    # Either way of reading backslashes gives the same text.
+    quoted = text.replace("'", "''").replace("\\", "\\\\")
+    return f"E'{quoted}'::{_TYPES[value.type].split(' COLLATE')[0]}"
+

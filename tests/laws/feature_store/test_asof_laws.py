@@ -22,7 +22,7 @@ from foresight.values import DataType, FeatureGroup, FeatureView, Field, ViewFea
 from services.feature_store.asof import AsOfEngine, DuckDbAsOf, NumpyAsOf, SizedAsOf
 from services.feature_store.groups import StoredGroup
 from services.feature_store.histories import EventTimes
-from services.feature_store.registry import derive_view
+from services.feature_store.derivation import derive_view
 from services.feature_store.row_source import TableRows, read_all
 from services.feature_store.spine import check_spine
 from services.feature_store.view_join import ViewJoin

@@ -20,7 +20,7 @@ from foresight.values import (
     ViewSource,
 )
 from services.feature_store.log_groups import predictions_group
-from services.feature_store.registry import derive_view
+from services.feature_store.derivation import derive_view
 from services.feature_store.specs import dump_group, dump_view, load_group, load_view
 
 WEATHER = FeatureGroup(

@@ -1,4 +1,4 @@
-"""Registry, commit log, cursor of log reingestion and manifests of training datasets.
+"""Registry, commit log, and cursor of log reingestion.
 
 Each group version has its own table `rows_<group id>`, made when it is registered.
 """
@@ -17,15 +17,33 @@ def upgrade() -> None:
              id         bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
              name       text COLLATE "C" NOT NULL,
              version    bigint NOT NULL,
-             spec       text NOT NULL,
              created_at timestamptz NOT NULL,
+             -- Changes with every change of the row.
+             etag       text COLLATE "C" NOT NULL,
+             -- What the version is; never changes but for features that are added with a default.
+             spec       text NOT NULL,
+             -- What people say about it; changes in place.
+             about      text NOT NULL,
+             -- What a search looks at, in one case.
+             searched   text COLLATE "C" NOT NULL,
+             -- The row stays, so that its version is never given out again.
+             dropped    boolean NOT NULL DEFAULT false,
              UNIQUE (name, version))""",
         """CREATE TABLE feature_views (
              id         bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
              name       text COLLATE "C" NOT NULL,
              version    bigint NOT NULL,
-             spec       text NOT NULL,
              created_at timestamptz NOT NULL,
+             -- Changes with every change of the row.
+             etag       text COLLATE "C" NOT NULL,
+             -- What the version is; never changes but for features that are added with a default.
+             spec       text NOT NULL,
+             -- What people say about it; changes in place.
+             about      text NOT NULL,
+             -- What a search looks at, in one case.
+             searched   text COLLATE "C" NOT NULL,
+             -- The row stays, so that its version is never given out again.
+             dropped    boolean NOT NULL DEFAULT false,
              UNIQUE (name, version))""",
         # One row: whoever publishes locks it, so that numbers appear in order.
         """CREATE TABLE commit_state (
@@ -48,17 +66,13 @@ def upgrade() -> None:
              write_id     text COLLATE "C" UNIQUE,
              content      text)""",
         "CREATE INDEX ON commits (group_id, commit) INCLUDE (latest_event_time)",
+        "CREATE INDEX ON commits (committed_at)",
         """CREATE TABLE log_cursor (
              one         boolean PRIMARY KEY DEFAULT true CHECK (one),
              cursor      bigint NOT NULL,
              predictions bigint NOT NULL,
              outcomes    bigint NOT NULL)""",
         "INSERT INTO log_cursor (cursor, predictions, outcomes) VALUES (0, 0, 0)",
-        """CREATE TABLE training_datasets (
-             id         text COLLATE "C" PRIMARY KEY,
-             name       text NOT NULL,
-             manifest   text NOT NULL,
-             created_at timestamptz NOT NULL)""",
     ):
         op.execute(statement)
 
