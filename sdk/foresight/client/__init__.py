@@ -58,6 +58,7 @@ from foresight.values import (
     ViewSource,
     Violation,
 )
+from foresight.values.pipelines import PipelineRun, PipelineStatus, PositionMove, RunState, Trigger
 
 __all__ = [
     "Aborted",
@@ -98,13 +99,18 @@ __all__ = [
     "Outcome",
     "OutcomeCounts",
     "PermissionDenied",
+    "PipelineRun",
+    "PipelineStatus",
+    "PositionMove",
     "Predictions",
     "Registration",
     "ResourceExhausted",
     "Retry",
+    "RunState",
     "Target",
     "TrainingDataset",
     "Transform",
+    "Trigger",
     "Unavailable",
     "Unimplemented",
     "Verification",

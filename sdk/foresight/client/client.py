@@ -13,13 +13,22 @@ from foresight.client.flywheel import FlywheelCalls
 from foresight.client.ledger import LedgerCalls
 from foresight.client.models import ModelCalls
 from foresight.client.outcomes import OutcomeCalls
+from foresight.client.pipelines import PipelineCalls
 from foresight.client.predictions import PredictionCalls
 
 RETRY_S = 30.0
 
 
 class Client(
-    FeatureCalls, DatasetCalls, ModelCalls, PredictionCalls, OutcomeCalls, FlywheelCalls, BatchCalls, LedgerCalls
+    FeatureCalls,
+    DatasetCalls,
+    ModelCalls,
+    PredictionCalls,
+    OutcomeCalls,
+    FlywheelCalls,
+    BatchCalls,
+    LedgerCalls,
+    PipelineCalls,
 ):
     """Talks to Foresight through its gateway, over mutual TLS.
 

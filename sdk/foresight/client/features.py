@@ -22,6 +22,7 @@ from foresight.tables import encode_table
 from foresight.transforms import source_sha256
 from foresight.types.v1 import types_pb2
 from foresight.values import FeatureGroup, FeatureView, Field, InvalidValue, Transform
+from foresight.values.pipelines import PositionMove
 from foresight.wire import decode_group, decode_instant, decode_view, encode_group, encode_instant, encode_view
 
 Thing = TypeVar("Thing", FeatureGroup, FeatureView)
@@ -129,6 +130,8 @@ class FeatureCalls(Calls):
         data: Any,
         *,
         write_id: str | None = None,
+        source: str = "",
+        move: PositionMove | None = None,
         progress: Progress | None = None,
         timeout_s: float = READ_S,
     ) -> Commit:
@@ -137,22 +140,30 @@ class FeatureCalls(Calls):
         `data` (see `frames.to_table`) has the group's keys, `event_time`, its features (a missing column is NULL)
         and optionally `known_at` and `deleted`. Without a `write_id` one is made, so that a retry never writes twice;
         give one of your own to make a re-run of a pipeline harmless too.
+        `source` names what made the rows, for lineage. `move` moves a pipeline's position together with them: Aborted
+        when another run moved it first; a table without rows only moves it.
         """
-        write_id = write_id or str(uuid.uuid4())
+        # Version 0: what is known here may be some seconds old, and rows belong to the latest version.
+        header = offline_pb2.WriteHeader(
+            group=types_pb2.VersionRef(name=group), write_id=write_id or str(uuid.uuid4()), source=source
+        )
+        if move is not None:
+            header.progress.pipeline = move.pipeline
+            header.progress.position_before, header.progress.position_after = move.before, move.after
         asked, known = time.monotonic(), self._known.get(group)
         if known is not None and asked - known[0] < _GROUP_KNOWN_S:
             try:
-                return self._write(known[1], data, write_id, progress, timeout_s)
+                return self._write(known[1], data, header, progress, timeout_s)
             except (InvalidArgument, InvalidValue):
                 # Perhaps the group has a new version with other columns.
                 latest = self.group(group)
                 self._known[group] = asked, latest
                 if latest.version == known[1].version:
                     raise
-                return self._write(latest, data, write_id, progress, timeout_s)
+                return self._write(latest, data, header, progress, timeout_s)
         latest = self.group(group)
         self._known[group] = asked, latest
-        return self._write(latest, data, write_id, progress, timeout_s)
+        return self._write(latest, data, header, progress, timeout_s)
 
     def read(
         self,
@@ -235,11 +246,14 @@ class FeatureCalls(Calls):
         return self._connection.call(self._registry.GetFeatureGroup, request)
 
     def _write(
-        self, group: FeatureGroup, data: Any, write_id: str, progress: Progress | None, timeout_s: float
+        self,
+        group: FeatureGroup,
+        data: Any,
+        header: offline_pb2.WriteHeader,
+        progress: Progress | None,
+        timeout_s: float,
     ) -> Commit:
         table = to_table(data, (*group.entity_keys, EVENT_TIME, *group.features, KNOWN_AT, DELETED))
-        # Version 0: what is known here may be some seconds old, and rows belong to the latest version.
-        header = offline_pb2.WriteHeader(group=types_pb2.VersionRef(name=group.name), write_id=write_id)
 
         def requests() -> Iterator[offline_pb2.WriteFeaturesRequest]:
             yield offline_pb2.WriteFeaturesRequest(header=header)

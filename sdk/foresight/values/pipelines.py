@@ -103,6 +103,24 @@ class PipelineStatus:
     last_run: PipelineRun | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class PositionMove:
+    """A pipeline's position that moves together with the rows of a write. Raises InvalidValue.
+
+    `before` is what the pipeline had read when it made the rows; when another run has moved it since, nothing is
+    written.
+    """
+
+    pipeline: str
+    before: str
+    after: str
+
+    def __post_init__(self) -> None:
+        check_name(self.pipeline, "pipeline")
+        check_text(self.before, "position_before", POSITION_BYTES_MAX)
+        check_text(self.after, "position_after", POSITION_BYTES_MAX)
+
+
 def check_run_id(id: str) -> None:
     """Raises InvalidValue for an id that no run can have."""
     if not id:
