@@ -7,11 +7,12 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 from foresight.logger.v1 import outcome_pb2_grpc, prediction_log_pb2_grpc
-from services.logger.codec import cut_record
 from services.logger.config import LoggerSettings
 from services.logger.log import PredictionLog
 from services.logger.metrics import LoggerMetrics
 from services.logger.postgres import SCHEMA, LogStore
+from services.logger.record_codec import WireRecords
+from services.logger.removal import PredictionRemoval
 from services.logger.servicer import SERVICES, OutcomeServicer, PredictionLogServicer
 from services.runtime.clock import system_clock
 from services.runtime.database import open_database
@@ -29,11 +30,14 @@ async def serve(settings: LoggerSettings) -> None:
         metrics = Metrics("logger")
         stack.enter_context(metrics.served(settings.metrics_port))
         database = await stack.enter_async_context(open_database(settings.database, SCHEMA, MIGRATIONS))
-        store = LogStore(database)
-        log = PredictionLog(store, cut_record, system_clock, LoggerMetrics(metrics))
+        store, records, own_metrics = LogStore(database), WireRecords(), LoggerMetrics(metrics)
+        log = PredictionLog(store, records, system_clock, own_metrics)
+        removal = PredictionRemoval(store, records, system_clock, own_metrics)
         await log.measure()
         server = Server(settings, metrics)
-        prediction_log_pb2_grpc.add_PredictionLogServiceServicer_to_server(PredictionLogServicer(log), server.grpc)
+        prediction_log_pb2_grpc.add_PredictionLogServiceServicer_to_server(
+            PredictionLogServicer(log, removal), server.grpc
+        )
         outcome_pb2_grpc.add_OutcomeServiceServicer_to_server(OutcomeServicer(log), server.grpc)
         await server.run(SERVICES, store.ready)
 

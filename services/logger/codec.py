@@ -10,14 +10,15 @@ from foresight.logger.v1 import outcome_pb2, prediction_log_pb2
 from foresight.types.v1 import types_pb2
 from foresight.values import Column, InvalidValue, check_name, instant_from_micros, micros_from_instant
 from foresight.values.errors import quoted
-from foresight.values.features import LABEL_TYPES
+from foresight.values.features import LABEL_TYPES, VIEW_KEYS_MAX
 from foresight.values.names import check_text
 from foresight.wire import check_columns, decode_column, decode_columns, decode_instant, encode_column, encode_instant
 from services.logger.entries import Entry
+from services.logger.forgetting import Forgetting, Selection
 from services.logger.outcomes import OUTCOMES_MAX, Claims, LoggedOutcome, Outcome
 from services.logger.records import PREDICTIONS_MAX, Incarnation, LogRecord, QuarantinedRange
 from services.logger.scalars import decode_scalar, encode_rows
-from services.logger.targets import target_of_id, targets_of_keys
+from services.logger.targets import check_keys, target_of_id, targets_of_keys
 from services.runtime.errors import LimitExceeded
 
 RECORDS_MAX = 1_000
@@ -26,6 +27,9 @@ APPEND_BYTES_MAX = 4 << 20
 # A record must fit into an answer of 4 MiB together with what surrounds it there.
 RECORD_BYTES_MAX = APPEND_BYTES_MAX - 4_096
 STATUS_MAX = 5
+REQUEST_ID_BYTES_MAX = 128
+SELECTIONS_MAX = 64
+VIEWS_MAX = 10_000
 POLICY_MAX = 3
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\Z")
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
@@ -93,6 +97,8 @@ def _decode_record(message: prediction_log_pb2.PredictionRecord) -> LogRecord:
     _check_named(message.outputs, "outputs", n)
     if not message.outputs:
         raise InvalidValue("outputs", "are empty")
+    if message.forgotten_offsets:
+        raise InvalidValue("forgotten_offsets", "are for the logger to say")
     return LogRecord(
         source=source,
         first_sequence=message.first_sequence,
@@ -173,37 +179,6 @@ def _check_sources(sources: Sequence[prediction_log_pb2.LoggedSource], n: int) -
             instant_from_micros(micros, f"sources[{i}].event_time_micros")
 
 
-def cut_record(payload: bytes, start: int, stop: int) -> bytes:
-    """The bytes of the record of the rows start to stop (exclusive)."""
-    whole = prediction_log_pb2.PredictionRecord.FromString(payload)
-    n = len(whole.prediction_ids)
-    for column in (
-        *whole.entity_keys,
-        *whole.request_features,
-        *(feature.column for feature in whole.features),
-        *whole.outputs,
-    ):
-        column.CopyFrom(_cut_column(column, start, stop))
-    for feature in whole.features:
-        feature.statuses = feature.statuses[start:stop]
-        feature.policies = feature.policies[start:stop]
-    for source in whole.sources:
-        _keep(source.event_time_micros, start, stop, n)
-        _keep(source.commits, start, stop, n)
-    _keep(whole.prediction_ids, start, stop, n)
-    whole.first_sequence += start
-    return whole.SerializeToString()
-
-
-def _cut_column(column: types_pb2.Column, start: int, stop: int) -> types_pb2.Column:
-    return encode_column(decode_column(column).take(range(start, stop)))
-
-
-def _keep(values: object, start: int, stop: int, n: int) -> None:
-    del values[stop:n]  # type: ignore[attr-defined]  # a repeated field
-    del values[:start]  # type: ignore[attr-defined]
-
-
 def decode_outcomes(request: outcome_pb2.RecordOutcomesRequest) -> Claims:
     """The claims of a request. Raises InvalidValue."""
     if not request.HasField("values"):
@@ -223,7 +198,8 @@ def decode_outcomes(request: outcome_pb2.RecordOutcomesRequest) -> Claims:
         Outcome(revision, values.type, value, observed_at)
         for revision, value, observed_at in zip(revisions, encode_rows(values), request.observed_at_micros, strict=True)
     )
-    return Claims(tuple(_decode_targets(request, n)), outcomes, by_keys=not request.prediction_ids)
+    targets, keys = _decode_targets(request, n)
+    return Claims(tuple(targets), outcomes, not request.prediction_ids, keys)
 
 
 def _unnamed(message: types_pb2.Column) -> Column:
@@ -234,18 +210,20 @@ def _unnamed(message: types_pb2.Column) -> Column:
     return decode_column(named, "values")
 
 
-def _decode_targets(request: outcome_pb2.RecordOutcomesRequest, n: int) -> list[bytes]:
+def _decode_targets(request: outcome_pb2.RecordOutcomesRequest, n: int) -> tuple[list[bytes], dict[str, Column]]:
+    """The targets, and the columns of keys that name them."""
     if request.prediction_ids:
         if request.entity_keys or request.event_time_micros:
             raise InvalidValue("entity_keys", "and event times go without prediction ids")
         _check_rows(request.prediction_ids, "prediction_ids", n)
-        return [target_of_id(check_id(p, f"prediction_ids[{i}]")) for i, p in enumerate(request.prediction_ids)]
+        ids = [check_id(p, f"prediction_ids[{i}]") for i, p in enumerate(request.prediction_ids)]
+        return [target_of_id(prediction_id) for prediction_id in ids], {}
     if not request.entity_keys:
         raise InvalidValue("prediction_ids", "are empty and so are the entity keys: one of them is needed")
     check_name(request.deployment, "deployment")
     _check_instants(request.event_time_micros, "event_time_micros", n)
     keys = _decode_named(request.entity_keys, "entity_keys", n)
-    return targets_of_keys(request.deployment, keys, request.event_time_micros)
+    return targets_of_keys(request.deployment, keys, request.event_time_micros), keys
 
 
 def _check_instants(instants: Sequence[int], field: str, n: int) -> None:
@@ -257,6 +235,41 @@ def _check_instants(instants: Sequence[int], field: str, n: int) -> None:
 def _check_rows(values: Sequence[object], field: str, n: int) -> None:
     if len(values) != n:
         raise InvalidValue(field, f"are {len(values)}, not {n} as the values")
+
+
+def decode_forgetting(request: prediction_log_pb2.ForgetPredictionsRequest) -> Forgetting:
+    """What is to be forgotten. Raises InvalidValue."""
+    if not request.request_id:
+        raise InvalidValue("request_id", "is required")
+    check_text(request.request_id, "request_id", REQUEST_ID_BYTES_MAX)
+    if not request.HasField("served_before"):
+        raise InvalidValue("served_before", "is required")
+    if not 1 <= len(request.selections) <= SELECTIONS_MAX:
+        raise InvalidValue("selections", f"are {len(request.selections)}, not 1 to {SELECTIONS_MAX}")
+    selections = []
+    for i, message in enumerate(request.selections):
+        try:
+            selections.append(_decode_selection(message))
+        except InvalidValue as error:
+            raise error.within(f"selections[{i}]") from None
+    served_before = micros_from_instant(decode_instant(request.served_before, "served_before"))
+    return Forgetting(request.request_id, served_before, tuple(selections))
+
+
+def _decode_selection(message: prediction_log_pb2.PredictionSelection) -> Selection:
+    if not 1 <= len(message.views) <= VIEWS_MAX:
+        raise InvalidValue("views", f"are {len(message.views)}, not 1 to {VIEWS_MAX:,}")
+    for i, view in enumerate(message.views):
+        _check_reference(view, f"views[{i}]")
+    keys = _decode_named(message.keys, "keys", 1)
+    if not keys or any(column.valid is not None for column in keys.values()):
+        raise InvalidValue("keys", "need at least one column, and a value in each")
+    check_keys(keys)
+    if len(message.entity_keys) > VIEW_KEYS_MAX:
+        raise InvalidValue("entity_keys", f"are more than {VIEW_KEYS_MAX}")
+    _check_names(tuple(message.entity_keys), "entity_keys")
+    views = frozenset((view.name, view.version) for view in message.views)
+    return Selection(views, keys, tuple(sorted(message.entity_keys)))
 
 
 def encode_entries(entries: Sequence[Entry]) -> list[prediction_log_pb2.LogEntry]:

@@ -15,10 +15,13 @@ import structlog
 
 from foresight.values import micros_from_instant
 from services.logger.entries import FoundPrediction, IncarnationLedger, Page
+from services.logger.forgetting import drop_forgotten
 from services.logger.metrics import LoggerMetrics
 from services.logger.outcomes import Claims, Plan, plan_outcomes
 from services.logger.postgres import LogStore
-from services.logger.records import Cut, LogRecord, QuarantinedRange, sort_out
+from services.logger.postgres.writing import Writing
+from services.logger.records import LogRecord, QuarantinedRange, RecordBytes, sort_out
+from services.logger.targets import target_of_id
 from services.runtime.clock import Clock
 from services.runtime.errors import LimitExceeded, NotFound, OutOfRange
 
@@ -40,11 +43,11 @@ class Appended:
 
 
 class PredictionLog:
-    """The log over its store; `cut` takes rows out of a record's bytes."""
+    """The log over its store; `records` reads and rewrites the bytes of records."""
 
-    def __init__(self, store: LogStore, cut: Cut, clock: Clock, metrics: LoggerMetrics) -> None:
+    def __init__(self, store: LogStore, records: RecordBytes, clock: Clock, metrics: LoggerMetrics) -> None:
         self._store = store
-        self._cut = cut
+        self._records = records
         self._clock = clock
         self._metrics = metrics
         self._shown = 0
@@ -59,22 +62,37 @@ class PredictionLog:
             return Appended(0, 0, (await self._store.state()).head)
         async with self._store.writing() as writing:
             known = await writing.known_predictions([i for record in records for i in record.prediction_ids])
-            result = await asyncio.to_thread(sort_out, records, known, self._cut)
+            result = await asyncio.to_thread(sort_out, records, known, self._records.cut)
+            fresh, dropped = await self._without_forgotten(writing, result.fresh)
             sources = {record.source for record in records} | {lost.source for lost in quarantined}
             await writing.open_incarnations(sources)
-            await writing.insert_records(result.fresh)
-            attached = await writing.attach_claims(result.fresh)
+            await writing.insert_records(fresh)
+            attached = await writing.attach_claims(fresh)
             await writing.account_logged(result.fresh, result.duplicates)
             newly_lost = await writing.account_quarantined(quarantined)
         duplicates = sum(result.duplicates.values())
         if result.reused:
             log.warning("prediction_ids_reused", count=len(result.reused), examples=result.reused[:REUSED_NAMED_MAX])
-        self._metrics.predictions.inc(result.appended)
+        lost = sum(len(record.prediction_ids) for record in dropped)
+        self._metrics.predictions.inc(result.appended - lost)
+        self._metrics.forgotten.inc(lost)
         self._metrics.duplicates.inc(duplicates)
         self._metrics.quarantined.inc(newly_lost)
         self._metrics.outcomes_matched.inc(attached)
         self._show(writing.head, writing.held)
-        return Appended(result.appended, duplicates, writing.head)
+        return Appended(result.appended - lost, duplicates, writing.head)
+
+    async def _without_forgotten(
+        self, writing: Writing, fresh: list[LogRecord]
+    ) -> tuple[list[LogRecord], list[LogRecord]]:
+        """The records that may be stored, and those whose entity was forgotten after they were served."""
+        forgotten = await self._store.forgotten(writing)
+        if not any(forgotten.concerns((record.view, record.view_version)) for record in fresh):
+            return fresh, []
+        now = micros_from_instant(self._clock())
+        kept, dropped = await asyncio.to_thread(drop_forgotten, fresh, forgotten, now, self._records)
+        await writing.drop_claims([t for r in dropped for t in (*r.targets, *map(target_of_id, r.prediction_ids))])
+        return kept, dropped
 
     async def record_outcomes(self, claims: Claims) -> Plan:
         """Attaches outcomes to their predictions, or holds them until those arrive: all of them, or none.
@@ -90,7 +108,7 @@ class PredictionLog:
             known = await writing.known_claims(claims)
             plan = await asyncio.to_thread(plan_outcomes, claims, known)
             await writing.attach(plan.attach)
-            await writing.keep(plan.keep)
+            await writing.keep(claims, plan.keep)
             if writing.held > HELD_MAX:
                 raise LimitExceeded(f"more than {HELD_MAX:,} outcomes wait for their prediction", limit="held_outcomes")
         self._metrics.outcomes_matched.inc(plan.matched)
@@ -101,10 +119,10 @@ class PredictionLog:
 
     async def read(self, cursor: int, page_size: int) -> Page:
         """At most `page_size` entries and about 4 MiB after the cursor. Raises OutOfRange beyond the end."""
-        head, entries = await self._store.entries(cursor, page_size, PAGE_BYTES_MAX)
-        if cursor > head:
-            raise OutOfRange(f"the cursor {cursor} lies beyond the end of the log, {head}", head=str(head))
-        return Page(entries, entries[-1].position if entries else cursor, head)
+        page = await self._store.entries(cursor, page_size, PAGE_BYTES_MAX)
+        if cursor > page.head:
+            raise OutOfRange(f"the cursor {cursor} lies beyond the end of the log, {page.head}", head=str(page.head))
+        return page
 
     async def find(self, prediction_id: str) -> FoundPrediction:
         """One prediction. Raises NotFound when it has not arrived."""

@@ -19,6 +19,9 @@ class LoggerMetrics:
         self.quarantined = Counter(
             "foresight_logger_quarantined", "Sequence numbers reported as lost in a spool", registry=registry
         )
+        self.forgotten = Counter(
+            "foresight_logger_forgotten", "Predictions removed, or dropped as they arrived, for good", registry=registry
+        )
         outcomes = Counter(
             "foresight_logger_outcomes", "Outcomes by what became of them", ["result"], registry=registry
         )

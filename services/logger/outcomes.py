@@ -11,7 +11,7 @@ import enum
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from foresight.values import DataType, InvalidValue
+from foresight.values import Column, DataType, InvalidValue
 from services.runtime.errors import AlreadyExists, LimitExceeded
 
 OUTCOMES_MAX = 10_000
@@ -42,11 +42,15 @@ class LoggedOutcome:
 
 @dataclass(frozen=True, slots=True)
 class Claims:
-    """Outcome i of a request is for target i; all targets are of the same kind."""
+    """Outcome i of a request is for target i; all targets are of the same kind.
+
+    `keys`: the columns behind targets by keys, a row per outcome.
+    """
 
     targets: tuple[bytes, ...]
     outcomes: tuple[Outcome, ...]
     by_keys: bool
+    keys: Mapping[str, Column] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.outcomes) <= OUTCOMES_MAX:
@@ -77,7 +81,8 @@ class Plan:
     """What recording the claims changes, and what it answers."""
 
     attach: list[tuple[str, Outcome]] = field(default_factory=list)
-    keep: list[tuple[bytes, Outcome, bool]] = field(default_factory=list)
+    # Claims to be kept: row of the request, and whether a prediction has the outcome already.
+    keep: list[tuple[int, bool]] = field(default_factory=list)
     matched: int = 0
     held: int = 0
     duplicates: int = 0
@@ -112,7 +117,7 @@ def plan_outcomes(claims: Claims, known: Known) -> Plan:
         check_attached(len(plan.attach))
         if claims.by_keys or not predictions:
             claimed[outcome.revision] = outcome
-            plan.keep.append((target, outcome, bool(predictions)))
+            plan.keep.append((row, bool(predictions)))
         if fresh:
             plan.matched += 1
         elif predictions:

@@ -5,17 +5,48 @@ What a prediction looks like is the predictor's matter; the log knows its id, it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
-from foresight.values import InvalidValue
+from foresight.values import Column, InvalidValue
 from foresight.values.names import check_text
 
 PREDICTIONS_MAX = 1_024
 SEQUENCE_MAX = 2**63 - 2
+PREDICTION_ID = "prediction_id"
 
 # Cuts rows start to stop (exclusive) out of a record's bytes.
 Cut = Callable[[bytes, int, int], bytes]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RecordKeys:
+    """What a record's predictions are found by: entity keys and `prediction_id`, n rows each; `served_at` in
+    microseconds since the epoch."""
+
+    columns: Mapping[str, Column]
+    served_at: int
+
+
+class RecordBytes(Protocol):
+    """Reads and rewrites the bytes of records."""
+
+    def cut(self, payload: bytes, start: int, stop: int) -> bytes:
+        """The record of the rows start to stop (exclusive)."""
+        ...
+
+    def without(self, payload: bytes, rows: Collection[int]) -> tuple[bytes, list[int]]:
+        """The record without some of its rows, and the offsets of all rows that it lacks now."""
+        ...
+
+    def keys(self, payload: bytes) -> RecordKeys:
+        """What the record's predictions are found by."""
+        ...
+
+    def trace(self, key: Column) -> bytes:
+        """Bytes that every record with this value of a key contains; empty when nothing is known."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -128,8 +159,13 @@ def sort_out(records: Iterable[LogRecord], known: Mapping[str, KnownPrediction],
             result.duplicates[record.source] = result.duplicates.get(record.source, 0) + 1
             if first != arrived:
                 result.reused.append(prediction_id)
-        result.fresh.extend(record.piece(start, stop, cut) for start, stop in _runs(fresh_rows))
+        result.fresh.extend(pieces(record, fresh_rows, cut))
     return result
+
+
+def pieces(record: LogRecord, rows: Sequence[int], cut: Cut) -> list[LogRecord]:
+    """The records of ascending rows of a record, one per run of consecutive sequence numbers."""
+    return [record.piece(start, stop, cut) for start, stop in _runs(rows)]
 
 
 def _runs(rows: Sequence[int]) -> Iterator[tuple[int, int]]:

@@ -9,9 +9,18 @@ import grpc
 
 from foresight.logger.v1 import outcome_pb2, outcome_pb2_grpc, prediction_log_pb2, prediction_log_pb2_grpc
 from foresight.values import InvalidValue
-from services.logger.codec import check_id, decode_append, decode_outcomes, encode_entries, encode_outcome
+from services.logger.codec import (
+    check_id,
+    decode_append,
+    decode_forgetting,
+    decode_outcomes,
+    encode_entries,
+    encode_outcome,
+)
 from services.logger.entries import Page
 from services.logger.log import PredictionLog
+from services.logger.removal import PredictionRemoval
+from services.runtime.identity import caller_of
 
 PAGE_SIZE = 500
 PAGE_SIZE_MAX = 1_000
@@ -26,8 +35,9 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class PredictionLogServicer(prediction_log_pb2_grpc.PredictionLogServiceServicer):
     """Serves the prediction log."""
 
-    def __init__(self, log: PredictionLog) -> None:
+    def __init__(self, log: PredictionLog, removal: PredictionRemoval) -> None:
         self._log = log
+        self._removal = removal
 
     async def AppendRecords(
         self, request: prediction_log_pb2.AppendRecordsRequest, context: Context
@@ -73,6 +83,17 @@ class PredictionLogServicer(prediction_log_pb2_grpc.PredictionLogServiceServicer
                 )
                 for row in await self._log.ledger()
             ]
+        )
+
+    async def ForgetPredictions(
+        self, request: prediction_log_pb2.ForgetPredictionsRequest, context: Context
+    ) -> prediction_log_pb2.ForgetPredictionsResponse:
+        """See the proto."""
+        caller = caller_of(context.invocation_metadata() or ())
+        forgetting = await asyncio.to_thread(decode_forgetting, request)
+        done = await self._removal.forget(forgetting, request.after, caller)
+        return prediction_log_pb2.ForgetPredictionsResponse(
+            predictions=done.predictions, outcomes=done.outcomes, position=done.position, end=done.end
         )
 
 

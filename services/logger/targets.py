@@ -41,7 +41,7 @@ def targets_of_keys(deployment: str, keys: Mapping[str, Column], event_times: Se
     """
     check_keys(keys)
     start = _sized(deployment.encode()) + _LENGTH.pack(len(keys))
-    columns = [_parts(keys[name]) for name in sorted(keys)]
+    columns = [parts_of(keys[name]) for name in sorted(keys)]
     targets = []
     for row, event_time in enumerate(event_times):
         encoded = b"".join((start, _INSTANT.pack(event_time), *(parts[row] for parts in columns)))
@@ -49,8 +49,29 @@ def targets_of_keys(deployment: str, keys: Mapping[str, Column], event_times: Se
     return targets
 
 
-def _parts(column: Column) -> list[bytes]:
-    """The canonical bytes of name and value, row by row."""
+def salted_hash(salt: bytes, data: bytes) -> bytes:
+    """A hash that tells nothing to whom the salt is unknown."""
+    return hashlib.blake2b(data, digest_size=32, key=salt).digest()
+
+
+def salted_hashes(salt: bytes, keys: Mapping[str, Column]) -> list[bytes]:
+    """A salted hash per row over all of some key columns."""
+    columns = [parts_of(keys[name]) for name in sorted(keys)]
+    return [salted_hash(salt, b"".join(parts)) for parts in zip(*columns, strict=True)]
+
+
+def claim_hashes(salt: bytes, keys: Mapping[str, Column], names: Sequence[str]) -> list[list[bytes]]:
+    """Per row a salted hash for each key column with its value, where all keys together are `names`."""
+    start = b"".join(_sized(name.encode()) for name in sorted(names))
+    columns = [parts_of(keys[name]) for name in sorted(keys)]
+    return [
+        [hashlib.blake2b(start + part, digest_size=DIGEST_BYTES, key=salt).digest() for part in parts]
+        for parts in zip(*columns, strict=True)
+    ]
+
+
+def parts_of(column: Column) -> list[bytes]:
+    """The canonical bytes of a key's name and value, row by row."""
     name, tag = _sized(column.name.encode()), _TAGS[column.type]
     values = column.values.tolist()
     valid = [True] * len(values) if column.valid is None else column.valid.tolist()

@@ -11,8 +11,10 @@ from typing import Any
 from sqlalchemy import Row, text
 
 from foresight.values import DataType
-from services.logger.entries import Entry, FoundPrediction, IncarnationLedger
+from services.logger.entries import Entry, FoundPrediction, IncarnationLedger, Page
+from services.logger.forgetting import Forgetting, Forgotten
 from services.logger.outcomes import LoggedOutcome, Outcome
+from services.logger.postgres.forgetting import find_candidates, find_claimed, load_forgotten
 from services.logger.postgres.writing import Writing
 from services.logger.records import Incarnation
 from services.runtime.database import Database
@@ -33,6 +35,7 @@ _LEDGER = text(
     FROM incarnations ORDER BY replica, incarnation_id
     """
 )
+# Positions whose entry was forgotten are passed over: a page may end behind its last entry, or have none.
 _END_OF_PAGE = text(
     """
     WITH entries AS (
@@ -44,7 +47,7 @@ _END_OF_PAGE = text(
         row_number() OVER (ORDER BY position) AS number
       FROM entries
     )
-    SELECT max(position) FROM running WHERE total <= :bytes_max OR number = 1
+    SELECT coalesce(min(position) - 1, :last) FROM running WHERE total > :bytes_max AND number > 1
     """
 )
 _RECORDS = text("SELECT position, record FROM records WHERE position > :cursor AND position <= :last")
@@ -57,7 +60,11 @@ _OUTCOMES = text(
     """  # noqa: S608 - a constant
 )
 _PREDICTION = text(
-    "SELECT r.record, p.record_row FROM predictions p JOIN records r USING (position) WHERE p.prediction_id = :id"
+    """
+    SELECT r.record,
+      p.record_row - (SELECT count(*) FROM unnest(r.forgotten) AS f(row) WHERE f.row < p.record_row) AS row_left
+    FROM predictions p JOIN records r USING (position) WHERE p.prediction_id = :id
+    """
 )
 _LAST_OUTCOME = text(
     f"""
@@ -84,6 +91,8 @@ class LogStore:
         # Writers wait here, not with a pooled connection in hand: readers must not wait for them.
         self._turn = asyncio.Lock()
         self._writers = 0
+        # Under its number in the log's state.
+        self._forgotten: tuple[int, Forgotten] | None = None
 
     @contextlib.asynccontextmanager
     async def writing(self) -> AsyncIterator[Writing]:
@@ -102,6 +111,24 @@ class LogStore:
         finally:
             self._writers -= 1
 
+    async def forgotten(self, writing: Writing) -> Forgotten:
+        """Everything that must not come back, as of a writing transaction."""
+        if self._forgotten is None or self._forgotten[0] != writing.forgettings:
+            self._forgotten = (writing.forgettings, await load_forgotten(writing))
+        return self._forgotten[1]
+
+    async def find_candidates(
+        self, forgetting: Forgetting, traces: Sequence[bytes], after: int, end: int
+    ) -> tuple[list[int], int]:
+        """See `forgetting.find_candidates`."""
+        async with self._database.transaction() as connection:
+            return await find_candidates(connection, forgetting, traces, after, end)
+
+    async def find_claimed(self, hashes: Sequence[bytes]) -> list[bytes]:
+        """Targets of claims that have all of some key hashes."""
+        async with self._database.transaction() as connection:
+            return await find_claimed(connection, hashes)
+
     async def ready(self) -> bool:
         """Whether the database answers."""
         return await self._database.ping()
@@ -111,15 +138,15 @@ class LogStore:
         async with self._database.transaction() as connection:
             return LogState(*(await connection.execute(_STATE)).one())
 
-    async def entries(self, cursor: int, page_size: int, bytes_max: int) -> tuple[int, list[Entry]]:
-        """The log's head, and the entries after the cursor, in order.
+    async def entries(self, cursor: int, page_size: int, bytes_max: int) -> Page:
+        """The entries after the cursor, in order; none, and the same cursor, beyond the log's head.
 
         They are at most `page_size` and, but for a first one that is larger alone, `bytes_max` together.
         """
         async with self._database.transaction() as connection:
             head = (await connection.execute(_STATE)).one().head
             if cursor >= head:
-                return head, []
+                return Page([], cursor, head)
             bounds = {"cursor": cursor, "last": min(head, cursor + page_size)}
             sizes = {"entry_bytes": ENTRY_BYTES, "bytes_max": bytes_max}
             bounds["last"] = (await connection.execute(_END_OF_PAGE, bounds | sizes)).scalar_one()
@@ -128,7 +155,7 @@ class LogStore:
         entries = [Entry(row.position, row.record) for row in records]
         entries.extend(Entry(row.position, _logged_outcome(row)) for row in outcomes)
         entries.sort(key=lambda entry: entry.position)
-        return head, entries
+        return Page(entries, bounds["last"], head)
 
     async def prediction(self, prediction_id: str) -> FoundPrediction | None:
         """One prediction, or None."""
@@ -137,7 +164,7 @@ class LogStore:
             if found is None:
                 return None
             last = (await connection.execute(_LAST_OUTCOME, {"id": prediction_id})).one_or_none()
-        return FoundPrediction(found.record, found.record_row, None if last is None else _logged_outcome(last))
+        return FoundPrediction(found.record, found.row_left, None if last is None else _logged_outcome(last))
 
     async def ledger(self) -> Sequence[IncarnationLedger]:
         """All incarnations, by replica and first arrival."""

@@ -11,10 +11,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from foresight.values import DataType
 from services.logger.outcomes import ATTACHED_MAX, Claims, Known, Outcome, check_attached
 from services.logger.records import Incarnation, KnownPrediction, LogRecord, QuarantinedRange
-from services.logger.targets import id_of_target, target_of_id
+from services.logger.targets import claim_hashes, id_of_target, target_of_id
 
-_LOCK_STATE = text("SELECT head, held FROM log_state FOR UPDATE")
-_PUBLISH = text("UPDATE log_state SET head = :head, held = :held")
+_LOCK_STATE = text("SELECT head, held, forgettings, salt FROM log_state FOR UPDATE")
+_PUBLISH = text("UPDATE log_state SET head = :head, held = :held, forgettings = :forgettings")
 _INCARNATIONS = text(
     """
     SELECT i.incarnation_id, i.replica, i.incarnation
@@ -120,6 +120,7 @@ _ACCOUNT_QUARANTINED = text(
     FROM newly CROSS JOIN LATERAL unnest(newly.numbers) AS r
     """
 )
+_DELETE_CLAIMS = text("DELETE FROM claims WHERE target = ANY(CAST(:targets AS bytea[])) RETURNING matched")
 _PREDICTIONS_OF_TARGETS = text(
     "SELECT target, prediction_id FROM predictions WHERE target = ANY(CAST(:targets AS bytea[])) LIMIT :limit"
 )
@@ -145,22 +146,31 @@ _ATTACH = text(
 )
 _KEEP = text(
     """
-    INSERT INTO claims (target, revision, type, value, observed_at, matched)
-    SELECT * FROM unnest(
+    INSERT INTO claims (target, revision, type, value, observed_at, matched, keys)
+    SELECT target, revision, type, value, observed_at, matched,
+      -- The hashes of a claim, which are of one length, come joined.
+      (SELECT array_agg(substr(joined, 1 + 16 * i, 16)) FROM generate_series(0, length(joined) / 16 - 1) AS i)
+    FROM unnest(
       CAST(:targets AS bytea[]), CAST(:revisions AS bigint[]), CAST(:types AS text[]), CAST(:values AS bytea[]),
-      CAST(:instants AS bigint[]), CAST(:matched AS boolean[]))
+      CAST(:instants AS bigint[]), CAST(:matched AS boolean[]), CAST(:keys AS bytea[]))
+      AS u(target, revision, type, value, observed_at, matched, joined)
     """
 )
 
 
 class Writing:
-    """A transaction that holds the log's lock; `head` and `held` are as it leaves them."""
+    """A transaction that holds the log's lock; `head`, `held` and `forgettings` are as it leaves them.
 
-    def __init__(self, connection: AsyncConnection, head: int, held: int) -> None:
-        self._connection = connection
+    `salt` goes into hashes of keys.
+    """
+
+    def __init__(self, connection: AsyncConnection, head: int, held: int, forgettings: int, salt: bytes) -> None:
+        self.connection = connection
         self._sources: dict[Incarnation, int] = {}
         self.head = head
         self.held = held
+        self.forgettings = forgettings
+        self.salt = salt
 
     @classmethod
     async def begin(cls, connection: AsyncConnection) -> Writing:
@@ -169,7 +179,8 @@ class Writing:
 
     async def publish(self) -> None:
         """Makes what was written visible, with the end of the transaction."""
-        await self._connection.execute(_PUBLISH, {"head": self.head, "held": self.held})
+        state = {"head": self.head, "held": self.held, "forgettings": self.forgettings}
+        await self.connection.execute(_PUBLISH, state)
 
     async def open_incarnations(self, sources: Iterable[Incarnation]) -> None:
         """Makes sure that the incarnations exist; needed before anything is inserted or accounted for them."""
@@ -177,7 +188,7 @@ class Writing:
         for statement in (_INCARNATIONS, _OPEN_INCARNATIONS):
             missing = [source for source in missing if source not in self._sources]
             if missing:
-                rows = await self._connection.execute(
+                rows = await self.connection.execute(
                     statement,
                     {"replicas": [s.replica for s in missing], "incarnations": [s.incarnation for s in missing]},
                 )
@@ -187,7 +198,7 @@ class Writing:
         """Those of the ids that were logged before."""
         if not ids:
             return {}
-        rows = await self._connection.execute(_KNOWN_PREDICTIONS, {"ids": ids})
+        rows = await self.connection.execute(_KNOWN_PREDICTIONS, {"ids": ids})
         return {
             str(row.prediction_id): KnownPrediction(
                 Incarnation(row.replica, str(row.incarnation)), row.sequence, row.target
@@ -201,7 +212,7 @@ class Writing:
             return
         positions = range(self.head + 1, self.head + 1 + len(records))
         self.head = positions[-1]
-        await self._connection.execute(
+        await self.connection.execute(
             _INSERT_RECORDS,
             {
                 "positions": list(positions),
@@ -214,7 +225,7 @@ class Writing:
                 "records": [r.payload for r in records],
             },
         )
-        await self._connection.execute(
+        await self.connection.execute(
             _INSERT_PREDICTIONS,
             {
                 "ids": [i for r in records for i in r.prediction_ids],
@@ -232,20 +243,20 @@ class Writing:
         by_id = [target_of_id(i) for i in ids]
         by_keys = [t for r in records for t in r.targets]
         ranks = [0] * len(ids) + [1] * len(ids)
-        result = await self._connection.execute(
+        result = await self.connection.execute(
             _ATTACH_CLAIMS, {"ids": ids * 2, "targets": by_id + by_keys, "ranks": ranks, "head": self.head}
         )
         self.head += result.rowcount
         if result.rowcount and self.held:
-            released = await self._connection.execute(_RELEASE_CLAIMS_BY_ID, {"targets": by_id})
-            matched = await self._connection.execute(_MATCH_CLAIMS_BY_KEYS, {"targets": list(set(by_keys))})
+            released = await self.connection.execute(_RELEASE_CLAIMS_BY_ID, {"targets": by_id})
+            matched = await self.connection.execute(_MATCH_CLAIMS_BY_KEYS, {"targets": list(set(by_keys))})
             self.held -= released.rowcount + matched.rowcount
         return result.rowcount
 
     async def account_logged(self, records: Sequence[LogRecord], duplicates: Mapping[Incarnation, int]) -> None:
         """Adds sequence numbers that were logged, which hence are not lost, and duplicates to the ledger."""
         if records:
-            await self._connection.execute(
+            await self.connection.execute(
                 _ACCOUNT_LOGGED,
                 {
                     "sources": [self._sources[r.source] for r in records],
@@ -254,7 +265,7 @@ class Writing:
                 },
             )
         if duplicates:
-            await self._connection.execute(
+            await self.connection.execute(
                 _ACCOUNT_DUPLICATES,
                 {"sources": [self._sources[s] for s in duplicates], "counts": list(duplicates.values())},
             )
@@ -269,29 +280,29 @@ class Writing:
             "lasts": [r.last_sequence for r in ranges],
         }
         reasons = {"reasons": [r.reason for r in ranges]}
-        await self._connection.execute(_REMEMBER_QUARANTINED, parameters | reasons)
-        return int((await self._connection.execute(_ACCOUNT_QUARANTINED, parameters)).scalar_one())
+        await self.connection.execute(_REMEMBER_QUARANTINED, parameters | reasons)
+        return int((await self.connection.execute(_ACCOUNT_QUARANTINED, parameters)).scalar_one())
 
     async def known_claims(self, claims: Claims) -> Known:
         """What is stored about the targets. Raises LimitExceeded when they have more than ATTACHED_MAX predictions."""
         targets = list(set(claims.targets))
         predictions: dict[bytes, list[str]] = {}
         if claims.by_keys:
-            found = await self._connection.execute(
+            found = await self.connection.execute(
                 _PREDICTIONS_OF_TARGETS, {"targets": targets, "limit": ATTACHED_MAX + 1}
             )
             for row in found:
                 predictions.setdefault(row.target, []).append(str(row.prediction_id))
             check_attached(sum(map(len, predictions.values())))
         else:
-            found = await self._connection.execute(_PREDICTIONS_OF_IDS, {"ids": [id_of_target(t) for t in targets]})
+            found = await self.connection.execute(_PREDICTIONS_OF_IDS, {"ids": [id_of_target(t) for t in targets]})
             predictions = {target_of_id(str(row.prediction_id)): [str(row.prediction_id)] for row in found}
         known = Known(predictions)
         ids = [i for found_ids in predictions.values() for i in found_ids]
         if ids:
-            for row in await self._connection.execute(_ATTACHED, {"ids": ids}):
+            for row in await self.connection.execute(_ATTACHED, {"ids": ids}):
                 known.attached.setdefault(str(row.prediction_id), {})[row.revision] = _outcome(row)
-        for row in await self._connection.execute(_CLAIMED, {"targets": targets}):
+        for row in await self.connection.execute(_CLAIMED, {"targets": targets}):
             known.claimed.setdefault(row.target, {})[row.revision] = _outcome(row)
         return known
 
@@ -301,21 +312,32 @@ class Writing:
             return
         positions = range(self.head + 1, self.head + 1 + len(attached))
         self.head = positions[-1]
-        await self._connection.execute(
+        await self.connection.execute(
             _ATTACH,
             {"ids": [i for i, _ in attached], "positions": list(positions)} | _columns([o for _, o in attached]),
         )
 
-    async def keep(self, kept: Sequence[tuple[bytes, Outcome, bool]]) -> None:
-        """Stores claims (target, outcome, whether a prediction has it)."""
+    async def keep(self, claims: Claims, kept: Sequence[tuple[int, bool]]) -> None:
+        """Stores claims by their row, and whether a prediction has the outcome."""
         if not kept:
             return
-        self.held += sum(not matched for _, _, matched in kept)
-        await self._connection.execute(
+        rows = [row for row, _ in kept]
+        hashes: list[bytes | None] = [None] * len(rows)
+        if claims.keys:
+            keys = {name: column.take(rows) for name, column in claims.keys.items()}
+            hashes = [b"".join(found) for found in claim_hashes(self.salt, keys, sorted(keys))]
+        self.held += sum(not matched for _, matched in kept)
+        await self.connection.execute(
             _KEEP,
-            {"targets": [t for t, _, _ in kept], "matched": [m for _, _, m in kept]}
-            | _columns([o for _, o, _ in kept]),
+            {"targets": [claims.targets[row] for row in rows], "matched": [m for _, m in kept], "keys": hashes}
+            | _columns([claims.outcomes[row] for row in rows]),
         )
+
+    async def drop_claims(self, targets: Sequence[bytes]) -> int:
+        """Removes the claims of targets for good; answers how many outcomes they were."""
+        removed = (await self.connection.execute(_DELETE_CLAIMS, {"targets": targets})).all()
+        self.held -= sum(not row.matched for row in removed)
+        return len(removed)
 
 
 def _columns(outcomes: Sequence[Outcome]) -> dict[str, list[Any]]:

@@ -19,10 +19,11 @@ from foresight.types.v1 import types_pb2
 from foresight.values import Column, DataType
 from foresight.wire import encode_column, encode_instant
 from services.logger.__main__ import MIGRATIONS
-from services.logger.codec import cut_record
 from services.logger.log import PredictionLog
 from services.logger.metrics import LoggerMetrics
 from services.logger.postgres import SCHEMA, LogStore
+from services.logger.record_codec import WireRecords
+from services.logger.removal import PredictionRemoval
 from services.logger.servicer import OutcomeServicer, PredictionLogServicer
 from services.runtime.database import Database, open_database
 from services.runtime.ids import new_id
@@ -105,8 +106,12 @@ async def running_logger(settings: DatabaseSettings) -> AsyncIterator[Logger]:
                 metrics,
                 store,
             )
-            log = PredictionLog(store, cut_record, lambda: logger.now, LoggerMetrics(metrics))
-            prediction_log_pb2_grpc.add_PredictionLogServiceServicer_to_server(PredictionLogServicer(log), server.grpc)
+            records, own = WireRecords(), LoggerMetrics(metrics)
+            log = PredictionLog(store, records, lambda: logger.now, own)
+            removal = PredictionRemoval(store, records, lambda: logger.now, own)
+            prediction_log_pb2_grpc.add_PredictionLogServiceServicer_to_server(
+                PredictionLogServicer(log, removal), server.grpc
+            )
             outcome_pb2_grpc.add_OutcomeServiceServicer_to_server(OutcomeServicer(log), server.grpc)
             server.grpc.add_insecure_port(address)
             await server.grpc.start()

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from foresight.logger.v1 import prediction_log_pb2
 from foresight.values import Column, DataType, InvalidValue
 from foresight.wire import encode_column
-from services.logger.codec import cut_record, decode_append
+from services.logger.codec import decode_append
+from services.logger.record_codec import WireRecords
 from services.logger.records import Incarnation, KnownPrediction, LogRecord, QuarantinedRange, sort_out
 from services.logger.scalars import decode_scalar, encode_rows, encode_scalar
 from services.logger.targets import id_of_target, target_of_id, targets_of_keys
@@ -69,13 +70,42 @@ def test_cutting_a_record_into_pieces_loses_no_row(n: int, data: st.DataObject) 
     whole = record(new_incarnation(), 1, n)
     middle = data.draw(st.integers(1, n))
     payload = whole.SerializeToString()
-    pieces = [cut_record(payload, a, b) for a, b in ((0, middle), (middle, n)) if a < b]
+    pieces = [WireRecords().cut(payload, a, b) for a, b in ((0, middle), (middle, n)) if a < b]
     messages = [prediction_log_pb2.PredictionRecord.FromString(piece) for piece in pieces]
     assert [i for m in messages for i in m.prediction_ids] == list(whole.prediction_ids)
     assert [c for m in messages for c in m.sources[0].commits] == list(whole.sources[0].commits)
     assert b"".join(m.features[0].statuses for m in messages) == whole.features[0].statuses
     assert messages[-1].first_sequence == 1 + (middle if middle < n else 0)
     assert messages[0].model_sha256 == whole.model_sha256
+
+
+@given(st.integers(1, 8), st.data())
+def test_a_record_without_some_rows_twice_is_the_record_without_all_of_them(n: int, data: st.DataObject) -> None:
+    whole = record(new_incarnation(), 5, n)
+    layout, rows = WireRecords(), st.sets(st.integers(0, n - 1))
+    one, two = data.draw(rows), data.draw(rows)
+    payload, gone = layout.without(whole.SerializeToString(), one)
+    assert gone == sorted(one)
+    offsets = [offset for offset in range(n) if offset not in one]
+    payload, gone = layout.without(payload, [row for row, offset in enumerate(offsets) if offset in two])
+    assert gone == sorted(one | two)
+    left = prediction_log_pb2.PredictionRecord.FromString(payload)
+    kept = [offset for offset in range(n) if offset not in one | two]
+    assert list(left.prediction_ids) == [whole.prediction_ids[offset] for offset in kept]
+    assert list(left.forgotten_offsets) == gone
+    assert left.first_sequence == whole.first_sequence
+    assert list(left.sources[0].event_time_micros) == [whole.sources[0].event_time_micros[o] for o in kept]
+    assert layout.keys(payload).columns["flight"].to_list() == [5 + offset for offset in kept]
+
+
+@given(st.integers(-(2**63), 2**63 - 1), st.text("a9é日-", min_size=1, max_size=8))
+def test_a_value_leaves_its_trace_in_every_record_that_holds_it(number: int, name: str) -> None:
+    flight, origin = Column.build("flight", DataType.INT64, [number]), Column.build("origin", DataType.STRING, [name])
+    message = record(new_incarnation(), 1, 2)
+    message.entity_keys[0].CopyFrom(encode_column(Column.build("flight", DataType.INT64, [3, number])))
+    message.entity_keys[1].CopyFrom(encode_column(Column.build("origin", DataType.STRING, [name, "x"])))
+    for column in (flight, origin):
+        assert WireRecords().trace(column) in message.SerializeToString()
 
 
 def test_records_and_ranges_say_what_is_wrong_with_them() -> None:

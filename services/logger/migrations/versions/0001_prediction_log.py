@@ -34,7 +34,7 @@ STATEMENTS = (
     -- Every entry of the log, a record or an outcome, has a position of its own.
     CREATE TABLE records (
         position bigint PRIMARY KEY,
-        -- No foreign keys here and below: checking them would cost a third of an append, and rows are never deleted.
+        -- No foreign keys here and below: checking them would cost a third of an append.
         incarnation_id bigint NOT NULL,
         first_sequence bigint NOT NULL,
         deployment text NOT NULL,
