@@ -166,7 +166,7 @@ def _load_expectation(content: dict[str, Any]) -> Expectation:
 def _dump_rule(rule: Rule) -> dict[str, Any]:
     match rule:
         case Range(min=least, max=most):
-            return {"range": [least, most]}
+            return {"range": [None if bound is None else float(bound) for bound in (least, most)]}
         case OneOf(values=values):
             rows = [dump_value(values.take([row])) for row in range(len(values))]
             return {"one_of": rows}
@@ -183,8 +183,7 @@ def _load_rule(content: dict[str, Any]) -> Rule:
     ((word, value),) = content.items()
     match word:
         case "range":
-            least, most = (None if bound is None else float(bound) for bound in value)
-            return Range(least, most)
+            return Range(*value)
         case "one_of":
             return OneOf(load_value(_VALUES, *value))
         case "not_null":

@@ -11,11 +11,10 @@ REFERENCE_BYTES_MAX = 128
 
 @dataclass(frozen=True, slots=True)
 class StoredGroup:
-    """A registered group version; `id` names its rows in every store. `dropped`: its rows are gone for good."""
+    """A registered group version; `id` names its rows in every store."""
 
     id: int
     group: FeatureGroup
-    dropped: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -114,11 +114,11 @@ class Lineage:
     async def of(self, thing: Thing, depth: int = 0) -> LineageGraph:
         """What a thing is made of and what is made of it, `depth` steps in both directions; 0 is DEPTH_MAX.
 
-        Raises InvalidValue, NotFound.
+        The name of the thing has been checked. Raises InvalidValue, NotFound.
         """
         if depth > DEPTH_MAX:
             raise InvalidValue("depth", f"is more than {DEPTH_MAX}")
-        return await self._uses.graph(thing.checked(), depth or DEPTH_MAX)
+        return await self._uses.graph(thing, depth or DEPTH_MAX)
 
     async def declare(self, user: Thing, used: Sequence[Thing]) -> None:
         """Says what a model version or deployment uses, instead of what was said before; nothing: it is gone.
@@ -126,14 +126,14 @@ class Lineage:
         Raises InvalidValue, NotFound for what is used and does not exist, FailedPrecondition when something that
         still has users shall be gone.
         """
-        _check_versioned(user.checked(), "user")
+        _check_versioned(user, "user")
         if user.kind not in DECLARED:
             raise InvalidValue("user.kind", f"is {user.kind.words}; models and deployments are declared")
         if len(used) > USED_MAX:
             raise InvalidValue("used", f"are {len(used)}, more than {USED_MAX}")
         for index, thing in enumerate(used):
             where = f"used[{index}]"
-            _check_versioned(thing.checked(), where)
+            _check_versioned(thing, where)
             if thing.kind not in USABLE:
                 raise InvalidValue(f"{where}.kind", f"is {thing.kind.words}; views, datasets and models can be used")
             if thing == user:

@@ -146,8 +146,8 @@ class Registry:
         return await self._catalogue.group(reference)
 
     async def group_by_id(self, group_id: int) -> StoredGroup:
-        """A group version by its id as it is now, at least as new as any commit that was read before; also one that
-        was dropped."""
+        """A group version by its id as it is now, at least as new as any commit that was read before. Raises NotFound
+        when it was dropped."""
         return await self._catalogue.group_by_id(group_id)
 
     async def described_group(self, reference: Reference) -> tuple[FeatureGroup, int]:

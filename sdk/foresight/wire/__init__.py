@@ -4,7 +4,7 @@ Decoding checks everything that does not depend on state and raises `foresight.v
 """
 
 from foresight.wire.columns import check_columns, decode_column, decode_columns, encode_column
-from foresight.wire.expectations import decode_duration, encode_duration
+from foresight.wire.expectations import decode_duration, decode_expectations, decode_failure_policy, encode_duration
 from foresight.wire.features import (
     decode_defaults,
     decode_etag,
@@ -26,6 +26,8 @@ __all__ = [
     "decode_defaults",
     "decode_duration",
     "decode_etag",
+    "decode_expectations",
+    "decode_failure_policy",
     "decode_field",
     "decode_group",
     "decode_instant",

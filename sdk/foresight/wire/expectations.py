@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import timedelta
 
 from google.protobuf.duration_pb2 import Duration
@@ -75,6 +76,11 @@ def decode_expectation(message: registry_pb2.Expectation, where: str) -> Expecta
         return Expectation(_decode_rule(message), message.column, message.name)
     except InvalidValue as error:
         raise error.within(where) from None
+
+
+def decode_expectations(messages: Iterable[registry_pb2.Expectation]) -> tuple[Expectation, ...]:
+    """The expectations of a group. Raises InvalidValue naming `expectations[<position>]`."""
+    return tuple(decode_expectation(message, f"expectations[{i}]") for i, message in enumerate(messages))
 
 
 def _decode_rule(message: registry_pb2.Expectation) -> Rule:

@@ -20,7 +20,7 @@ from foresight.values.fields import DataType, Field
 from foresight.wire.columns import decode_column, decode_columns, encode_column
 from foresight.wire.expectations import (
     decode_duration,
-    decode_expectation,
+    decode_expectations,
     decode_failure_policy,
     encode_duration,
     encode_expectation,
@@ -100,7 +100,7 @@ def decode_group(message: registry_pb2.FeatureGroup, *, derived: bool = False) -
         tags=decode_tags(message.tags),
         source=message.source,
         deprecation=message.deprecation,
-        expectations=tuple(decode_expectation(e, f"expectations[{i}]") for i, e in enumerate(message.expectations)),
+        expectations=decode_expectations(message.expectations),
         failure_policy=decode_failure_policy(message.failure_policy),
         defaults=decode_defaults(message.defaults),
         etag=decode_etag(message.etag),

@@ -22,11 +22,11 @@ KINDS = {GROUPS: "feature group", VIEWS: "feature view"}
 LOADED_MAX = 1_024
 
 # Statements for both tables; which of them is never input.
-_COLUMNS = "id, name, version, created_at, etag, spec, about, dropped"
+_COLUMNS = "id, name, version, created_at, etag, spec, about"
 _VERSION = f"SELECT {_COLUMNS} FROM {{table}} WHERE name = :name AND version = :version AND NOT dropped"  # noqa: S608
 _LATEST = f"SELECT {_COLUMNS} FROM {{table}} WHERE name = :name AND NOT dropped ORDER BY version DESC LIMIT 1"  # noqa: S608
 _LIST = f"SELECT DISTINCT ON (name) {_COLUMNS} FROM {{table}} WHERE NOT dropped ORDER BY name, version DESC"  # noqa: S608
-_BY_ID = f"SELECT {_COLUMNS} FROM feature_groups WHERE id = :id"  # noqa: S608
+_BY_ID = f"SELECT {_COLUMNS} FROM feature_groups WHERE id = :id AND NOT dropped"  # noqa: S608
 _SEARCH = f"""
 SELECT * FROM (
   SELECT DISTINCT ON (name) {_COLUMNS}, searched FROM {{table}} WHERE NOT dropped ORDER BY name, version DESC) AS latest
@@ -69,9 +69,11 @@ class Catalogue:
         return await in_thread(lambda: [load_view_row(row) for row in rows])
 
     async def group_by_id(self, group_id: int) -> StoredGroup:
-        """The group version behind an id of the commit log, as it is now, also of one that was dropped."""
+        """The group version behind an id of the commit log, as it is now. Raises NotFound when it was dropped."""
         async with self._database.statements() as connection:
-            row = (await connection.execute(text(_BY_ID), {"id": group_id})).mappings().one()
+            row = (await connection.execute(text(_BY_ID), {"id": group_id})).mappings().one_or_none()
+        if row is None:
+            raise NotFound("feature group", f"with the id {group_id}")
         return self._loaded(row)
 
     async def search(self, query: Query) -> list[Found]:
@@ -95,7 +97,7 @@ class Catalogue:
 
     def _loaded(self, row: RowMapping) -> StoredGroup:
         known = self._groups.get(row["id"])
-        if known is not None and (known.group.etag, known.dropped) == (row["etag"], row["dropped"]):
+        if known is not None and known.group.etag == row["etag"]:
             return known
         if len(self._groups) >= LOADED_MAX:
             self._groups.clear()
@@ -112,9 +114,7 @@ async def find_row(
     return (await connection.execute(text(f"{statement} {lock}"), parameters)).mappings().one_or_none()
 
 
-async def existing_row(
-    connection: AsyncConnection, table: str, reference: Reference, *, lock: str = ""
-) -> RowMapping:
+async def existing_row(connection: AsyncConnection, table: str, reference: Reference, *, lock: str = "") -> RowMapping:
     """As `find_row`. Raises NotFound."""
     row = await find_row(connection, table, reference, lock=lock)
     if row is None:
@@ -125,7 +125,7 @@ async def existing_row(
 def load_group_row(row: RowMapping) -> StoredGroup:
     """The group of a row."""
     group = load_group(row["name"], row["version"], row["created_at"], row["spec"], row["etag"])
-    return StoredGroup(row["id"], load_group_about(group, row["about"]), row["dropped"])
+    return StoredGroup(row["id"], load_group_about(group, row["about"]))
 
 
 def load_view_row(row: RowMapping) -> FeatureView:

@@ -39,7 +39,7 @@ _USER, _USED = "user_kind, user_name, user_version", "used_kind, used_name, used
 _ADD = f"INSERT INTO uses ({_USER}, {_USED}) VALUES (:k, :n, :v, :uk, :un, :uv) ON CONFLICT DO NOTHING"  # noqa: S608
 _FORGET = "DELETE FROM uses WHERE user_kind = :kind AND user_name = :name AND user_version = :version"
 _KEEP = (
-    f" AND ({_USED}) NOT IN "
+    f" AND ({_USED}) NOT IN "  # noqa: S608
     "(SELECT * FROM unnest(CAST(:kinds AS smallint[]), CAST(:names AS text[]), CAST(:versions AS bigint[])))"
 )
 _GIVEN = "unnest(CAST(:kinds AS smallint[]), CAST(:names AS text[]), CAST(:versions AS bigint[])) AS t (k, n, v)"
@@ -62,7 +62,7 @@ SELECT name, version, source, min(since) AS since, bool_or(asserted) AS asserted
   SELECT g.name, g.version, g.about::json->>'source', g.created_at, false
   FROM feature_groups g WHERE NOT g.dropped AND {which}) AS named
 WHERE source <> '' OR asserted GROUP BY name, version, source ORDER BY source, name, version LIMIT :limit"""
-_OF_GROUPS = "(g.name, g.version) IN (SELECT n, v FROM " + _GIVEN + ")"
+_OF_GROUPS = "(g.name, g.version) IN (SELECT n, v FROM " + _GIVEN + ")"  # noqa: S608
 _OF_SOURCE = """g.id IN (
   SELECT id FROM feature_groups WHERE about::json->>'source' = :source
   UNION SELECT group_id FROM commits WHERE source = :source)"""

@@ -46,7 +46,7 @@ from services.runtime.ids import new_id
 # Others may read the row, and point at it; nobody else may change it.
 _LOCK = "FOR NO KEY UPDATE"
 _TURN = "SELECT pg_advisory_xact_lock(hashtextextended(:table || ' ' || :name, 0))"
-_RETURNING = "RETURNING id, name, version, created_at, etag, spec, about, dropped"
+_RETURNING = "RETURNING id, name, version, created_at, etag, spec, about"
 # Versions of what was dropped are not given out again.
 _ADD = f"""
 INSERT INTO {{table}} (name, version, created_at, etag, spec, about, searched)
@@ -90,7 +90,9 @@ class Registrations:
                 after = latest.group if asked.derived else registered_group(latest.group, asked)
                 if after is not None:
                     return load_group_row(await _put(connection, GROUPS, row, *_group_texts(after))), False
-            added = load_group_row(await _add(connection, GROUPS, asked.name, *_group_texts(replace(asked, defaults={}))))
+            added = load_group_row(
+                await _add(connection, GROUPS, asked.name, *_group_texts(replace(asked, defaults={})))
+            )
             for statement in create_statements(added.id, added.group):
                 await connection.exec_driver_sql(statement)
         return added, True
@@ -219,9 +221,7 @@ def _check_etag(table: str, name: str, row: RowMapping | None, etag: str) -> Non
         raise StaleEtag(f"the {KINDS[table]} {name} has changed since it was read", name=name, etag=present)
 
 
-async def _add(
-    connection: AsyncConnection, table: str, name: str, spec: str, about: str, searched: str
-) -> RowMapping:
+async def _add(connection: AsyncConnection, table: str, name: str, spec: str, about: str, searched: str) -> RowMapping:
     values = {"name": name, "etag": new_id(), "spec": spec, "about": about, "searched": searched}
     return (await connection.execute(text(_ADD.format(table=table)), values)).mappings().one()
 

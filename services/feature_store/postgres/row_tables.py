@@ -96,4 +96,3 @@ def _literal(value: Column) -> str:
     # Either way of reading backslashes gives the same text.
     quoted = text.replace("'", "''").replace("\\", "\\\\")
     return f"E'{quoted}'::{_TYPES[value.type].split(' COLLATE')[0]}"
-

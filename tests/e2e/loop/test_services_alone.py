@@ -29,6 +29,7 @@ SERVICES = {
     "logger": {"foresight.logger.v1.PredictionLogService", "foresight.logger.v1.OutcomeService"},
     "feature_store": {
         "foresight.feature_store.v1.FeatureRegistryService",
+        "foresight.feature_store.v1.LineageService",
         "foresight.feature_store.v1.OfflineFeatureService",
         "foresight.feature_store.v1.TrainingDatasetService",
         "foresight.feature_store.v1.OnlineFeatureService",

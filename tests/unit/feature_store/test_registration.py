@@ -19,8 +19,9 @@ from foresight.values import (
     ViewFeature,
     ViewSource,
 )
-from services.feature_store.log_groups import predictions_group
+from services.feature_store.about import dump_group_about, dump_view_about, load_group_about, load_view_about
 from services.feature_store.derivation import derive_view
+from services.feature_store.log_groups import predictions_group
 from services.feature_store.specs import dump_group, dump_view, load_group, load_view
 
 WEATHER = FeatureGroup(
@@ -118,7 +119,7 @@ def test_content_survives_being_stored() -> None:
         description="what it is for",
     )
     derived = derive_view(asked, [group])
-    loaded = load_view("judged", 3, NOW, dump_view(derived))
+    loaded = load_view_about(load_view("judged", 3, NOW, dump_view(derived), "etag"), dump_view_about(derived))
     assert dump_view(loaded) == dump_view(derived)
     for before, after in zip(derived.sources[0].features, loaded.sources[0].features, strict=True):
         assert before.default is not None
@@ -126,8 +127,14 @@ def test_content_survives_being_stored() -> None:
         assert after.default.equals(before.default)
         assert after.default.name == "x_" + after.feature
     assert loaded.sources[0].max_age == timedelta(days=2, microseconds=1)
-    assert (loaded.version, loaded.created_at) == (3, NOW)
-    assert load_group("weather", 4, NOW, dump_group(group)) == replace(group, created_at=NOW)
+    assert (loaded.version, loaded.created_at, loaded.etag) == (3, NOW, "etag")
+    assert (loaded.description, loaded.entity_keys) == ("what it is for", derived.entity_keys)
+    stored = load_group_about(load_group("weather", 4, NOW, dump_group(group)), dump_group_about(group))
+    assert stored == replace(group, created_at=NOW)
+    added = {f.feature: f.default.renamed(f.feature) for f in derived.sources[0].features if f.default is not None}
+    widened = load_group("weather", 4, NOW, dump_group(replace(group, defaults=added)))
+    assert all(widened.defaults[name].equals(default) for name, default in added.items())
+    assert widened.defaults.keys() == added.keys()
 
 
 def test_the_widest_view_has_room_in_its_log_group() -> None:
