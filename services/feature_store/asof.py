@@ -179,6 +179,20 @@ def _choose_sorted(spine: AsOfSide, history: AsOfHistory, strict: bool, known_by
     return chosen
 
 
+def counts_since(history: AsOfHistory, *, strict: bool, known_by: bool) -> NDArray[np.int64]:
+    """The time from which on each row counts, (n,) int64."""
+    since = history.times + 1 if strict else history.times
+    return np.maximum(since, history.known_at) if known_by else since
+
+
+def last_per_key(history: AsOfHistory) -> NDArray[np.int64]:
+    """The position of each key's row with the greatest (event time, commit)."""
+    key = _key_numbers(history.keys, tuple(k.slice(0, 0) for k in history.keys))
+    order = np.lexsort((history.commits, history.times, key))
+    ends = np.append(np.flatnonzero(np.diff(key[order])), len(order) - 1) if len(order) else order
+    return order[ends]
+
+
 def _ranked(
     history: AsOfHistory, strict: bool, known_by: bool
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
@@ -187,8 +201,7 @@ def _ranked(
     order = np.lexsort((history.commits, history.times))
     rank = np.empty(len(order), np.int64)
     rank[order] = np.arange(len(order))
-    since = history.times + 1 if strict else history.times
-    return order, rank, np.maximum(since, history.known_at) if known_by else since
+    return order, rank, counts_since(history, strict=strict, known_by=known_by)
 
 
 def _key_numbers(first: tuple[pa.Array, ...], second: tuple[pa.Array, ...]) -> NDArray[np.int64]:

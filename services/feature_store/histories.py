@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -33,10 +34,31 @@ class BatchStream:
 
 
 class Histories(Protocol):
-    """All versions of the rows of groups, tombstones and corrections among them."""
+    """All versions of the rows of groups, tombstones and corrections among them.
 
-    async def history(
+    Every answer has the group's keys, `event_time`, `known_at`, `commit`, `deleted` and the `features` that are asked
+    for, of commits up to `watermark`, in any order.
+    """
+
+    async def history_within(
+        self,
+        stored: StoredGroup,
+        features: Sequence[str],
+        watermark: int,
+        times: EventTimes,
+        *,
+        rows_max: int,
+        bytes_max: int,
+    ) -> pa.Table | None:
+        """The rows in memory; None when they are more."""
+        ...
+
+    def history_stream(
         self, stored: StoredGroup, features: Sequence[str], watermark: int, times: EventTimes
-    ) -> pa.Table:
-        """The rows of commits up to `watermark`: keys, `event_time`, `known_at`, `commit`, `deleted`, `features`."""
+    ) -> contextlib.AbstractAsyncContextManager[BatchStream]:
+        """The rows batch by batch."""
+        ...
+
+    async def count(self, stored: StoredGroup, watermark: int) -> int:
+        """The rows of a group."""
         ...

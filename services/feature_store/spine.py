@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -21,6 +21,13 @@ class Spine:
     the label, if it is there, have their fields' Arrow types; the others are as they came, dictionaries decoded."""
 
     rows: RowSource
+
+    def columns(self, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """Some columns, batch by batch."""
+        rows = self.rows
+        if isinstance(rows, _TypedRows):
+            return rows.columns(names)
+        return (batch.select(list(names)) for batch in rows.batches())
 
 
 def check_spine(rows: RowSource, view: FeatureView, *, labelled: bool) -> Spine:
@@ -76,9 +83,12 @@ class _TypedRows:
         return self.rows.num_rows
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        schema = self.schema
+        return self.columns(self.schema.names)
+
+    def columns(self, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        schema = pa.schema([self.schema.field(name) for name in names])
         for batch in self.rows.batches():
-            columns = (pa.chunked_array([column]) for column in batch.columns)
+            columns = (pa.chunked_array([batch.column(name)]) for name in names)
             arrays = [
                 conform(column, self.fields[f.name]) if f.name in self.fields else one_array(column)
                 for f, column in zip(schema, columns, strict=True)

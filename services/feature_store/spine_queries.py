@@ -6,15 +6,13 @@ import contextlib
 from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
-import pyarrow as pa
-
 from foresight.values import FeatureView
 from services.feature_store.groups import StoredGroup
 from services.feature_store.histories import BatchStream
 from services.feature_store.queries import SpineQuery
 from services.feature_store.registry import Registry
-from services.feature_store.row_source import RowSource, TableRows
-from services.runtime.threads import in_thread
+from services.feature_store.row_source import RowSource
+from services.feature_store.spill import SpillFolder, gathered
 
 
 class SpineStreams(Protocol):
@@ -30,9 +28,10 @@ class SpineStreams(Protocol):
 class SpineQueries:
     """Makes spines of queries."""
 
-    def __init__(self, registry: Registry, streams: SpineStreams) -> None:
+    def __init__(self, registry: Registry, streams: SpineStreams, spills: SpillFolder) -> None:
         self._registry = registry
         self._streams = streams
+        self._spills = spills
 
     async def pinned(self, query: SpineQuery) -> SpineQuery:
         """The query of the exact version of its group. Raises NotFound, and InvalidValue when it does not fit it."""
@@ -53,6 +52,7 @@ class SpineQueries:
         query.query.check_fits(stored.group)
         wanted = [*(f.name for f in view.request_features), view.label.name, *(f.name for f in view.entity_keys)]
         columns = query.spine_columns(stored.group, wanted)
-        async with self._streams.spine(stored, query, columns, watermark) as stream:
-            batches = await in_thread(list, iter(stream.next_batch, None))
-        yield TableRows(pa.Table.from_batches(batches, stream.schema))
+        async with self._spills.open() as spill:
+            async with self._streams.spine(stored, query, columns, watermark) as stream:
+                rows = await gathered(stream, spill)
+            yield rows

@@ -1,25 +1,31 @@
-"""Joining a spine with a view: one output row per spine row, in order, whatever the duplicates."""
+"""Joining a spine with a view: one output row per spine row, in order, whatever the duplicates.
+
+What fits into memory is joined there; everything else goes through files, source by source.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-from collections.abc import AsyncIterator
-from datetime import datetime, timedelta
+from collections.abc import AsyncIterator, Iterator, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import structlog
-from numpy.typing import NDArray
 
 from foresight.tables import arrow_type, column_from_arrow, column_to_arrow
 from foresight.transforms import TransformSet, Untrusted
-from foresight.values import Column, FeatureView, Field
-from foresight.values.instants import EPOCH
-from services.feature_store.asof import INLINE_ROWS_MAX, AsOfEngine, AsOfHistory, AsOfSide
+from foresight.values import FeatureView
+from services.feature_store.asof import INLINE_ROWS_MAX, AsOfEngine, AsOfSide
 from services.feature_store.conformance import one_array
 from services.feature_store.histories import EventTimes, Histories
+from services.feature_store.large_join import JoinBounds, LargeJoin, Reading
+from services.feature_store.ordered_rows import side_by_side
 from services.feature_store.row_source import RowSource, TableRows, read_all
+from services.feature_store.source_join import candidates, reach, row_bytes, values
+from services.feature_store.spill import SpillFolder
 from services.feature_store.spine import Spine
 from services.feature_store.view_plan import SourcePlan, ViewPlan
 from services.runtime.errors import FailedPrecondition, TransformMismatch
@@ -27,14 +33,31 @@ from services.runtime.threads import in_thread, in_thread_unless
 
 log = structlog.get_logger()
 
+# Joins at once; and those of larger spines, each with the memory that its bounds allow.
+JOINS_MAX = 8
+LARGE_JOINS_MAX = 2
+LARGE_SPINE_BYTES = 16 << 20
+
 
 class ViewJoin:
     """Joins spines with views."""
 
-    def __init__(self, histories: Histories, engine: AsOfEngine, transforms: TransformSet) -> None:
+    def __init__(
+        self,
+        histories: Histories,
+        engine: AsOfEngine,
+        transforms: TransformSet,
+        spills: SpillFolder,
+        bounds: JoinBounds | None = None,
+    ) -> None:
         self._histories = histories
         self._engine = engine
         self._transforms = transforms
+        self._spills = spills
+        self._bounds = bounds or JoinBounds()
+        self._large = LargeJoin(histories, engine, self._bounds)
+        self._permits = asyncio.Semaphore(JOINS_MAX)
+        self._large_permits = asyncio.Semaphore(LARGE_JOINS_MAX)
 
     @contextlib.asynccontextmanager
     async def join(self, plan: ViewPlan, spine: Spine, watermark: int, *, known_by: bool) -> AsyncIterator[RowSource]:
@@ -42,45 +65,80 @@ class ViewJoin:
 
         One output row per spine row, in the spine's order: the spine's own columns in theirs, without request features
         and label; all features in the view's order; the label, if the spine has it. Files behind the rows are gone
-        when the block ends. Raises TransformMismatch when a transform cannot run here, FailedPrecondition when it
-        fails.
+        when the block ends. Waits while JOINS_MAX others work. Raises TransformMismatch when a transform cannot run
+        here, FailedPrecondition when it fails, LimitExceeded when the disk has no room.
         """
-        table = read_all(spine.rows)
-        times = np.asarray(one_array(table["event_time"]).cast(pa.int64()))
-        features: dict[str, pa.Array] = {}
-        for source in plan.sources:
-            history = await self._histories.history(
-                source.group, source.names_in_group, watermark, reach(source, times)
-            )
-            keys = tuple(one_array(table[plan.view.entity_keys[i].name]) for i in source.key_positions)
-            small = history.num_rows + len(times) <= INLINE_ROWS_MAX
-            candidates = await in_thread_unless(small, _candidates, source, history)
-            chosen = await self._engine.choose(
-                AsOfSide(keys, times), candidates, strict=source.strict, known_by=known_by
-            )
-            features |= await in_thread_unless(small, _values, source, times, history, candidates, chosen)
-        for field in plan.view.request_features:
-            features[field.name] = one_array(table[field.name])
-        if plan.view.transforms:
-            features |= await in_thread(self._transform, plan.view, table, features)
-        label = plan.view.label.name
-        columns = {name: table[name] for name in table.column_names if name not in features and name != label}
-        columns |= {f.name: features[f.name] for f in plan.view.features}
-        if label in table.column_names:
-            columns[label] = table[label]
-        yield TableRows(pa.table(columns))
+        schema = _joined_schema(plan.view, spine.rows.schema)
+        size = spine.rows.num_rows * row_bytes(schema)
+        whole = size <= self._bounds.table_bytes and spine.rows.num_rows <= self._bounds.table_rows
+        join = self._in_memory if whole else self._in_files
+        async with self._spills.open() as spill:
+            async with self._permits, self._large_permits if size > LARGE_SPINE_BYTES else contextlib.nullcontext():
+                rows = await join(plan, spine, schema, Reading(watermark, known_by, spill))
+            yield rows
 
-    def _transform(self, view: FeatureView, table: pa.Table, features: dict[str, pa.Array]) -> dict[str, pa.Array]:
+    async def _in_memory(self, plan: ViewPlan, spine: Spine, schema: pa.Schema, reading: Reading) -> RowSource:
+        table = await in_thread_unless(isinstance(spine.rows, TableRows), read_all, spine.rows)
+        spine = Spine(TableRows(table))
+        columns = {name: one_array(table[name]) for name in table.column_names}
+        times = np.asarray(columns["event_time"].cast(pa.int64()))
+        bounds = (int(times.min()), int(times.max())) if len(times) else (0, 0)
+        for source in plan.sources:
+            within = reach(source, *bounds)
+            history = await self._history(source, within, reading)
+            if history is None:
+                made = await in_thread(read_all, await self._large.features(plan.view, source, spine, within, reading))
+                columns |= {name: one_array(made[name]) for name in made.column_names}
+                continue
+            small = history.num_rows + len(times) <= INLINE_ROWS_MAX
+            rows = await in_thread_unless(small, candidates, source, history)
+            keys = tuple(columns[plan.view.entity_keys[i].name] for i in source.key_positions)
+            chosen = await self._engine.choose(
+                AsOfSide(keys, times), rows, strict=source.strict, known_by=reading.known_by
+            )
+            columns |= await in_thread_unless(small, values, source, times, history, rows, chosen)
+        if plan.view.transforms:
+            columns |= await in_thread(self._transform, plan.view, columns)
+        return TableRows(pa.table([columns[name] for name in schema.names], schema=schema))
+
+    async def _in_files(self, plan: ViewPlan, spine: Spine, schema: pa.Schema, reading: Reading) -> RowSource:
+        bounds = await in_thread(_time_bounds, spine)
+        blocks: list[RowSource] = []
+        for source in plan.sources:
+            within = reach(source, *bounds)
+            history = None
+            if await self._histories.count(source.group, reading.watermark) <= self._bounds.table_rows:
+                history = await self._history(source, within, reading)
+            blocks.append(await self._large.features(plan.view, source, spine, within, reading, history))
+        if plan.view.transforms:
+            outputs = pa.schema([(t.output.name, arrow_type(t.output)) for t in plan.view.transforms])
+            known = pa.schema([*spine.rows.schema, *(field for block in blocks for field in block.schema)])
+            file = reading.spill.file(outputs)
+            batches = _JoinedRows(spine, tuple(blocks), known).batches()
+            while (batch := await in_thread(next, batches, None)) is not None:
+                made = await in_thread(self._transform, plan.view, dict(zip(known.names, batch.columns, strict=True)))
+                await in_thread(file.write, pa.RecordBatch.from_pydict(made, outputs))
+            blocks.append(await in_thread(file.finish))
+        return _JoinedRows(spine, tuple(blocks), schema)
+
+    async def _history(self, source: SourcePlan, within: EventTimes, reading: Reading) -> pa.Table | None:
+        return await self._histories.history_within(
+            source.group,
+            source.names_in_group,
+            reading.watermark,
+            within,
+            rows_max=self._bounds.table_rows,
+            bytes_max=self._bounds.table_bytes,
+        )
+
+    def _transform(self, view: FeatureView, columns: Mapping[str, pa.Array]) -> dict[str, pa.Array]:
         """The outputs of the view's transforms."""
         outputs = {transform.output.name for transform in view.transforms}
         wanted = {name for transform in view.transforms for name in transform.inputs} - outputs
         fields = {f.name: f for f in (*view.entity_keys, *view.features)}
-        inputs: dict[str, Column] = {
-            name: column_from_arrow(features[name] if name in features else one_array(table[name]), fields[name])
-            for name in wanted
-        }
+        inputs = {name: column_from_arrow(columns[name], fields[name]) for name in wanted}
         try:
-            columns = self._transforms.apply(view.transforms, inputs)
+            made = self._transforms.apply(view.transforms, inputs)
         except Untrusted as error:
             raise TransformMismatch(str(error), view=view.name) from None
         except Exception as error:  # The function is the user's own and may raise anything, with anything in it.
@@ -88,71 +146,39 @@ class ViewJoin:
             raise FailedPrecondition(
                 f"a transform of {view.name} failed; the feature store's log has the details", view=view.name
             ) from error
-        return {column.name: column_to_arrow(column) for column in columns}
+        return {column.name: column_to_arrow(column) for column in made}
 
 
-def _candidates(source: SourcePlan, history: pa.Table) -> AsOfHistory:
-    """The rows of a source to choose from."""
-    return AsOfHistory(
-        keys=tuple(one_array(history[key.name]) for key in source.group.group.entity_keys),
-        times=np.asarray(one_array(history["event_time"]).cast(pa.int64())),
-        commits=np.asarray(one_array(history["commit"])),
-        known_at=np.asarray(one_array(history["known_at"]).cast(pa.int64())),
-    )
+@dataclass(frozen=True, slots=True, eq=False)
+class _JoinedRows:
+    """A spine beside the features that were made for it."""
+
+    spine: Spine
+    blocks: tuple[RowSource, ...]
+    schema: pa.Schema
+
+    @property
+    def num_rows(self) -> int:
+        return self.spine.rows.num_rows
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        own = [name for name in self.spine.rows.schema.names if name in self.schema.names]
+        for batches in side_by_side([self.spine.columns(own), *(block.batches() for block in self.blocks)]):
+            columns = {name: array for b in batches for name, array in zip(b.schema.names, b.columns, strict=True)}
+            yield pa.RecordBatch.from_arrays([columns[name] for name in self.schema.names], schema=self.schema)
 
 
-def _values(
-    source: SourcePlan,
-    times: NDArray[np.int64],
-    history: pa.Table,
-    candidates: AsOfHistory,
-    chosen: NDArray[np.int64],
-) -> dict[str, pa.Array]:
-    """The source's features, one value per spine row; a tombstone or a row that is too old gives none."""
-    found = np.flatnonzero(chosen >= 0)
-    rows = chosen[found]
-    gone = one_array(history["deleted"]).to_numpy(zero_copy_only=False)[rows]
-    if source.max_age_us is not None:
-        gone = gone | (times[found] - candidates.times[rows] > source.max_age_us)
-    chosen = chosen.copy()
-    chosen[found[gone]] = -1
-    index = pa.array(chosen, mask=chosen < 0)
-    return {
-        field.name: _filled(one_array(history[name]).take(index), field, default)
-        for name, field, default in zip(source.names_in_group, source.fields, source.defaults, strict=True)
-    }
+def _joined_schema(view: FeatureView, spine: pa.Schema) -> pa.Schema:
+    label = view.label.name
+    apart = {label, *(f.name for f in view.features)}
+    own = [field for field in spine if field.name not in apart]
+    features = [pa.field(f.name, arrow_type(f)) for f in view.features]
+    return pa.schema([*own, *features, *([spine.field(label)] if label in spine.names else [])])
 
 
-def reach(source: SourcePlan, times: NDArray[np.int64]) -> EventTimes:
-    """The event times that rows of a source can have to matter to a spine with these times.
-
-    A row older than the earliest time by more than max_age is too old for every spine row; choosing it or choosing
-    none is the same: missing. No row after the latest time is ever seen.
-    """
-    if not len(times):
-        return EventTimes(EPOCH, EPOCH)
-    first = None
-    if source.max_age_us is not None:
-        first = _instant(int(times.min()) - source.max_age_us)
-    return EventTimes(first, _instant(int(times.max())), inclusive=True)
-
-
-def _instant(micros: int) -> datetime | None:
-    """The instant, or None when it lies before the first year and so bounds nothing."""
-    try:
-        return EPOCH + timedelta(microseconds=micros)
-    except OverflowError:
-        return None
-
-
-def _filled(values: pa.Array, field: Field, default: Column | None) -> pa.Array:
-    """The values with the view's type, and its default where there is none."""
-    type = arrow_type(field)
-    values = values if values.type == type else values.cast(type)
-    if default is None or not values.null_count:
-        return values
-    scalar = column_to_arrow(default)[0]
-    if pa.types.is_fixed_size_list(type):
-        index = np.where(np.asarray(values.is_valid()), np.arange(len(values)), len(values))
-        return pa.concat_arrays([values, pa.array([scalar.as_py()], type)]).take(pa.array(index))
-    return pc.fill_null(values, scalar)
+def _time_bounds(spine: Spine) -> tuple[int, int]:
+    """The earliest and the latest event time, in microseconds; 0 for both without rows."""
+    found = [pc.min_max(batch.column(0).cast(pa.int64())) for batch in spine.columns(["event_time"])]
+    if not found:
+        return 0, 0
+    return min(bounds["min"].as_py() for bounds in found), max(bounds["max"].as_py() for bounds in found)

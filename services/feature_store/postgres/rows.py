@@ -7,7 +7,7 @@ the statement: numbers and instants by type, texts of a caller escaped (see `row
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -29,6 +29,8 @@ UTC_MICROS = pa.timestamp("us", "UTC")
 KNOWN_AT = "coalesce(r.known_at, c.committed_at)"
 _FIXED = {"event_time": "r.event_time", "known_at": KNOWN_AT, "commit": "c.commit", "deleted": "r.deleted"}
 
+_COUNT = "SELECT coalesce(sum(rows), 0) FROM commits WHERE group_id = $1 AND commit <= $2"
+
 
 class RowReader:
     """Reads rows of groups."""
@@ -36,13 +38,38 @@ class RowReader:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def history(
+    async def history_within(
+        self,
+        stored: StoredGroup,
+        features: Sequence[str],
+        watermark: int,
+        times: EventTimes,
+        *,
+        rows_max: int,
+        bytes_max: int,
+    ) -> pa.Table | None:
+        """All visible rows: keys, `event_time`, `known_at`, `commit`, `deleted`, then `features`; None for more rows
+        or bytes."""
+        schema = history_schema(stored.group, features)
+        statement = _select(stored, schema.names, watermark, times)
+        try:
+            return await self._database.in_arrow(_fetch_within, statement, schema, rows_max, bytes_max)
+        except _TooMany:
+            return None
+
+    @contextlib.asynccontextmanager
+    async def history_stream(
         self, stored: StoredGroup, features: Sequence[str], watermark: int, times: EventTimes
-    ) -> pa.Table:
-        """All visible rows: keys, `event_time`, `known_at`, `commit`, `deleted`, then `features`."""
-        keys = [key.name for key in stored.group.entity_keys]
-        statement = _select(stored, [*keys, *_FIXED, *features], watermark, times)
-        return await self._table(statement)
+    ) -> AsyncIterator[BatchStream]:
+        """The same rows, batch by batch. Holds one Arrow connection until it is closed."""
+        schema = history_schema(stored.group, features)
+        async with streamed(self._database, _select(stored, schema.names, watermark, times), schema) as batches:
+            yield batches
+
+    async def count(self, stored: StoredGroup, watermark: int) -> int:
+        """The rows of a group, all versions of them."""
+        async with self._database.statements() as connection:
+            return int((await connection.exec_driver_sql(_COUNT, (stored.id, watermark))).scalar_one())
 
     async def of_writes(self, stored: StoredGroup, writes: Sequence[int]) -> pa.Table:
         """All columns of the rows of published writes, `commit` among them."""
@@ -65,7 +92,7 @@ class RowReader:
         else:
             rows = _select(stored, schema.names, watermark, query.times, query)
             statement = f"{rows} ORDER BY c.commit, r.event_time, {', '.join(_key_columns(group))}"
-        async with self._streamed(statement, schema) as batches:
+        async with streamed(self._database, statement, schema) as batches:
             yield batches
 
     @contextlib.asynccontextmanager
@@ -80,29 +107,8 @@ class RowReader:
         fields = {f.name: f for f in (*stored.group.fields, EVENT_TIME)}
         schema = pa.schema([(name, arrow_type(fields[column])) for column, name in columns])
         statement = _select_distinct(stored, query.query, columns, watermark, at=query.at)
-        async with self._streamed(statement, schema) as batches:
+        async with streamed(self._database, statement, schema) as batches:
             yield batches
-
-    @contextlib.asynccontextmanager
-    async def _streamed(self, statement: str, schema: pa.Schema) -> AsyncIterator[BatchStream]:
-        """The result of a statement, with the types of a schema."""
-        async with self._database.arrow() as connection:
-            cursor = connection.cursor()
-            try:
-                reader = await in_thread(_open_reader, cursor, statement)
-
-                def read_next() -> pa.RecordBatch | None:
-                    try:
-                        batch = reader.read_next_batch()
-                    except StopIteration:
-                        return None
-                    columns = [_as(column, field.type) for column, field in zip(batch.columns, schema, strict=True)]
-                    return pa.record_batch(columns, schema=schema)
-
-                yield BatchStream(schema, read_next)
-                await in_thread(reader.close)
-            finally:
-                await in_thread(cursor.close)
 
     async def _table(self, statement: str) -> pa.Table:
         return await self._database.in_arrow(_fetch, statement)
@@ -115,6 +121,36 @@ def result_schema(keys: Sequence[Field], features: Sequence[Field]) -> pa.Schema
     fields.extend((f.name, arrow_type(f)) for f in features)
     fields.extend([("known_at", UTC_MICROS), ("commit", pa.int64()), ("deleted", pa.bool_())])
     return pa.schema(fields)
+
+
+@contextlib.asynccontextmanager
+async def streamed(database: Database, statement: str, schema: pa.Schema) -> AsyncIterator[BatchStream]:
+    """The result of a statement, with the types of a schema. Holds one Arrow connection until it is closed."""
+    async with database.arrow() as connection:
+        cursor = connection.cursor()
+        try:
+            reader = await in_thread(_open_reader, cursor, statement)
+
+            def read_next() -> pa.RecordBatch | None:
+                try:
+                    batch = reader.read_next_batch()
+                except StopIteration:
+                    return None
+                columns = [_as(column, field.type) for column, field in zip(batch.columns, schema, strict=True)]
+                return pa.record_batch(columns, schema=schema)
+
+            yield BatchStream(schema, read_next)
+            await in_thread(reader.close)
+        finally:
+            await in_thread(cursor.close)
+
+
+def history_schema(group: FeatureGroup, features: Sequence[str]) -> pa.Schema:
+    """Schema of the rows that a join chooses from."""
+    types = {f.name: arrow_type(f) for f in group.fields}
+    fields = [(key.name, types[key.name]) for key in group.entity_keys]
+    fields += [("event_time", UTC_MICROS), ("known_at", UTC_MICROS), ("commit", pa.int64()), ("deleted", pa.bool_())]
+    return pa.schema([*fields, *((name, types[name]) for name in features)])
 
 
 def instant_sql(instant: datetime) -> str:
@@ -158,16 +194,17 @@ def _select_distinct(
     )
 
 
-def _select(
+def select_versions(
     stored: StoredGroup,
-    names: Sequence[str],
+    columns: Mapping[str, str],
     watermark: int | None,
     times: EventTimes,
     query: GroupQuery | None = None,
 ) -> str:
-    """All versions of rows: `names` of their columns, within `times`; of a query its keys and conditions count too."""
+    """All versions of rows within `times`, with `columns` (name: column of the group); of a query its keys and
+    conditions count too."""
     physical = {name: f"r.{column}" for name, column in physical_names(stored.group).items()} | _FIXED
-    columns = ", ".join(f'{physical[name]} AS "{name}"' for name in names)
+    listed = ", ".join(f'{physical[column]} AS "{name}"' for name, column in columns.items())
     conditions = [f"c.group_id = {stored.id:d}"]
     if watermark is not None:
         conditions.append(f"c.commit <= {watermark:d}")
@@ -181,9 +218,19 @@ def _select(
         conditions += conditions_sql(query.where, physical)
     # Names of columns are letters, digits and underscores; everything else is a number, an instant or escaped.
     return (
-        f"SELECT {columns} FROM {table_of(stored.id)} r JOIN commits c ON c.write = r.write{asked} "  # noqa: S608
+        f"SELECT {listed} FROM {table_of(stored.id)} r JOIN commits c ON c.write = r.write{asked} "  # noqa: S608
         f"WHERE {' AND '.join(conditions)}"
     )
+
+
+def _select(
+    stored: StoredGroup,
+    names: Sequence[str],
+    watermark: int | None,
+    times: EventTimes,
+    query: GroupQuery | None = None,
+) -> str:
+    return select_versions(stored, {name: name for name in names}, watermark, times, query)
 
 
 def _key_columns(group: FeatureGroup) -> list[str]:
@@ -196,6 +243,30 @@ def _fetch(connection: Any, statement: str) -> pa.Table:
         table: pa.Table = cursor.fetch_arrow_table()
     # Drops the driver's notes on the fields, which would make equal schemas differ.
     return pa.table([_as_plain(column) for column in table.columns], names=table.column_names)
+
+
+class _TooMany(Exception):
+    """There are more rows than are wanted. It ends the connection, which would have to read the others."""
+
+
+def _fetch_within(connection: Any, statement: str, schema: pa.Schema, rows_max: int, bytes_max: int) -> pa.Table:
+    with connection.cursor() as cursor:
+        cursor.execute(statement)
+        batches, rows, size = [], 0, 0
+        with cursor.fetch_record_batch() as reader:
+            for batch in reader:
+                rows, size = rows + batch.num_rows, size + batch.nbytes
+                if rows > rows_max or size > bytes_max:
+                    raise _TooMany
+                batches.append(batch)
+            table = pa.Table.from_batches(batches, reader.schema)
+    return pa.table(
+        [
+            column if column.type == field.type else column.cast(field.type)
+            for column, field in zip(table.columns, schema, strict=True)
+        ],
+        schema=schema,
+    )
 
 
 def _open_reader(cursor: Any, statement: str) -> Any:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -20,10 +21,12 @@ from hypothesis import strategies as st
 from foresight.transforms import TransformSet
 from foresight.values import DataType, FeatureGroup, FeatureView, Field, ViewFeature, ViewSource
 from services.feature_store.asof import AsOfEngine, DuckDbAsOf, NumpyAsOf, SizedAsOf
-from services.feature_store.groups import StoredGroup
-from services.feature_store.histories import EventTimes
 from services.feature_store.derivation import derive_view
+from services.feature_store.groups import StoredGroup
+from services.feature_store.histories import BatchStream, EventTimes, Histories
+from services.feature_store.large_join import JoinBounds
 from services.feature_store.row_source import TableRows, read_all
+from services.feature_store.spill import SpillFolder
 from services.feature_store.spine import check_spine
 from services.feature_store.view_join import ViewJoin
 from services.feature_store.view_plan import ViewPlan, plan_view
@@ -89,10 +92,34 @@ class RowsInMemory:
     def __init__(self, rows: Sequence[Row]) -> None:
         self._rows = rows
 
-    async def history(
+    async def history_within(
+        self,
+        stored: StoredGroup,
+        features: Sequence[str],
+        watermark: int,
+        times: EventTimes,
+        *,
+        rows_max: int,
+        bytes_max: int,
+    ) -> pa.Table | None:
+        """See `Histories.history_within`."""
+        table = self._table(watermark, times)
+        return None if table.num_rows > rows_max or table.nbytes > bytes_max else table
+
+    @contextlib.asynccontextmanager
+    async def history_stream(
         self, stored: StoredGroup, features: Sequence[str], watermark: int, times: EventTimes
-    ) -> pa.Table:
-        """See `Histories.history`."""
+    ) -> AsyncIterator[BatchStream]:
+        """See `Histories.history_stream`."""
+        table = self._table(watermark, times)
+        batches = iter(table.to_batches(3))
+        yield BatchStream(table.schema, lambda: next(batches, None))
+
+    async def count(self, stored: StoredGroup, watermark: int) -> int:
+        """See `Histories.count`."""
+        return sum(row.commit <= watermark for row in self._rows)
+
+    def _table(self, watermark: int, times: EventTimes) -> pa.Table:
         rows = [row for row in self._rows if row.commit <= watermark]
         columns: dict[str, Any] = {
             "first": pa.array([row.keys[0] for row in rows], pa.string()),
@@ -127,7 +154,35 @@ def plan(rule: Rule) -> ViewPlan:
     return plan_view(view, [StoredGroup(1, group)])
 
 
-def joined(engine: AsOfEngine, rows: Sequence[Row], spine: Sequence[Asked], rule: Rule) -> list[float | None]:
+class Way:
+    """A way to join: with an engine, holding so much in memory at once."""
+
+    def __init__(self, folder: Path, engine: AsOfEngine, bounds: JoinBounds | None = None) -> None:
+        self.folder = folder
+        self.engine = engine
+        self.bounds = bounds
+
+    def table(self, histories: Histories, view: ViewPlan, spine: pa.Table, rule: Rule) -> pa.Table:
+        """A spine joined with a view; nothing may be left on the disk."""
+
+        async def rows_of_join() -> pa.Table:
+            spills = SpillFolder(self.folder, reserve_bytes=0)
+            join = ViewJoin(histories, self.engine, TransformSet(()), spills, self.bounds)
+            checked = check_spine(TableRows(spine), view.view, labelled=False)
+            try:
+                async with join.join(view, checked, rule.watermark, known_by=rule.known_by) as result:
+                    table = read_all(result)
+                    assert result.num_rows == table.num_rows
+                    assert result.schema == table.schema
+                assert not [path for path in self.folder.rglob("*") if path.is_file()]
+            finally:
+                spills.close()
+            return table
+
+        return asyncio.run(rows_of_join())
+
+
+def joined(way: Way, rows: Sequence[Row], spine: Sequence[Asked], rule: Rule) -> list[float | None]:
     """The feature of each spine row; the spine's other columns have to come back as they were."""
     table = pa.table(
         {
@@ -137,15 +192,7 @@ def joined(engine: AsOfEngine, rows: Sequence[Row], spine: Sequence[Asked], rule
             "event_time": pa.array([asked.at for asked in spine], UTC_MICROS),
         }
     )
-    view = plan(rule)
-    join = ViewJoin(RowsInMemory(rows), engine, TransformSet(()))
-    checked = check_spine(TableRows(table), view.view, labelled=False)
-
-    async def rows_of_join() -> pa.Table:
-        async with join.join(view, checked, rule.watermark, known_by=rule.known_by) as result:
-            return read_all(result)
-
-    result = asyncio.run(rows_of_join())
+    result = way.table(RowsInMemory(rows), plan(rule), table, rule)
     assert result.select(table.column_names).equals(table)
     assert result.column_names == [*table.column_names, "value"]
     found: list[float | None] = result["value"].to_pylist()
@@ -184,28 +231,42 @@ rules = st.builds(
 )
 
 
-@pytest.fixture(scope="module", params=["duckdb", "numpy", "sized"])
-def engine(request: pytest.FixtureRequest) -> Iterator[AsOfEngine]:
-    """Every engine, under the same laws."""
+# Everything goes through files, in parts of a few rows, which are cut along time as well.
+TINY = JoinBounds(table_rows=0, table_bytes=0, part_rows=3, part_bytes=400, range_rows=4, buffer_bytes=100)
+# Small histories are joined whole, a piece of the spine at a time; the others in parts.
+PIECES = JoinBounds(table_rows=5, table_bytes=1 << 20, part_rows=4, part_bytes=1 << 20, range_rows=7, buffer_bytes=300)
+
+
+@pytest.fixture(scope="module", params=["duckdb", "numpy", "sized", "parts", "parts_duckdb", "pieces"])
+def way(request: pytest.FixtureRequest) -> Iterator[Way]:
+    """Every engine and every way through memory or files, under the same laws."""
     with tempfile.TemporaryDirectory() as folder:
-        duckdb, numpy = DuckDbAsOf(Path(folder)), NumpyAsOf()
-        engines: dict[str, AsOfEngine] = {"duckdb": duckdb, "numpy": numpy, "sized": SizedAsOf(numpy, duckdb, 20)}
-        yield engines[request.param]
+        duckdb, numpy = DuckDbAsOf(Path(folder) / "duckdb"), NumpyAsOf()
+        spill = Path(folder) / "spill"
+        ways = {
+            "duckdb": Way(spill, duckdb),
+            "numpy": Way(spill, numpy),
+            "sized": Way(spill, SizedAsOf(numpy, duckdb, 20)),
+            "parts": Way(spill, numpy, TINY),
+            "parts_duckdb": Way(spill, duckdb, TINY),
+            "pieces": Way(spill, numpy, PIECES),
+        }
+        yield ways[request.param]
         duckdb.close()
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(rows=rows_of_keys, spine=spines, rule=rules, data=st.data())
 def test_every_spine_row_sees_what_the_oracle_sees(
-    engine: AsOfEngine, rows: list[Row], spine: list[Asked], rule: Rule, data: st.DataObject
+    way: Way, rows: list[Row], spine: list[Asked], rule: Rule, data: st.DataObject
 ) -> None:
     """Ties, duplicates, NULL keys and values, late rows, tombstones, ages and watermarks, in any order of rows."""
     shuffled = data.draw(st.permutations(rows))
-    assert joined(engine, shuffled, spine, rule) == [oracle(rows, asked, rule) for asked in spine]
+    assert joined(way, shuffled, spine, rule) == [oracle(rows, asked, rule) for asked in spine]
 
 
-def test_many_rows_agree_with_the_oracle(engine: AsOfEngine) -> None:
-    """Enough rows for the engine to work in parallel and in several blocks."""
+def test_many_rows_agree_with_the_oracle(way: Way) -> None:
+    """Enough rows for an engine to work in parallel and in several blocks."""
     random = np.random.default_rng(5)
     names = [(first, second) for first in FIRST_KEYS for second in SECOND_KEYS]
     made = {}
@@ -219,7 +280,7 @@ def test_many_rows_agree_with_the_oracle(engine: AsOfEngine) -> None:
     for known_by in (False, True):
         rule = Rule(strict=known_by, known_by=known_by, max_age=30, watermark=30)
         expected = [oracle(list(made.values()), asked, rule) for asked in spine]
-        assert joined(engine, list(made.values()), spine, rule) == expected
+        assert joined(way, list(made.values()), spine, rule) == expected
 
 
 PAIR = ("1", "23")
@@ -231,47 +292,47 @@ def row(event_time: int, commit: int, value: float | None, known_at: int = 0, ke
     return Row(keys, event_time, commit, known_at, False, value)
 
 
-def test_composite_keys_stay_apart(engine: AsOfEngine) -> None:
+def test_composite_keys_stay_apart(way: Way) -> None:
     """('1', '23') and ('12', '3') are different entities."""
     rows = [row(1, 1, 5.0), row(1, 1, 6.0, keys=("12", "3"))]
     spine = [Asked(("1", "23"), 2), Asked(("12", "3"), 2), Asked(("12", "23"), 2)]
-    assert joined(engine, rows, spine, ANY) == [5.0, 6.0, None]
+    assert joined(way, rows, spine, ANY) == [5.0, 6.0, None]
 
 
 @pytest.mark.parametrize(("strict", "expected"), [(False, [None, 5.0, 5.0]), (True, [None, None, 5.0])])
-def test_a_row_at_the_very_time(engine: AsOfEngine, strict: bool, expected: list[float | None]) -> None:
+def test_a_row_at_the_very_time(way: Way, strict: bool, expected: list[float | None]) -> None:
     """Visible at its event time, unless the group is strict."""
     spine = [Asked(PAIR, 4), Asked(PAIR, 5), Asked(PAIR, 6)]
     rule = Rule(strict=strict, known_by=False, max_age=None, watermark=9)
-    assert joined(engine, [row(5, 1, 5.0)], spine, rule) == expected
+    assert joined(way, [row(5, 1, 5.0)], spine, rule) == expected
 
 
-def test_a_correction_after_the_prediction_is_seen_only_without_known_by(engine: AsOfEngine) -> None:
+def test_a_correction_after_the_prediction_is_seen_only_without_known_by(way: Way) -> None:
     """The later commit wins, but a live system could not have known it."""
     rows = [row(1, 1, 5.0, known_at=2), row(1, 2, 7.0, known_at=9)]
     spine = [Asked(PAIR, 4), Asked(PAIR, 9)]
-    assert joined(engine, rows, spine, ANY) == [7.0, 7.0]
+    assert joined(way, rows, spine, ANY) == [7.0, 7.0]
     known = Rule(strict=False, known_by=True, max_age=None, watermark=9)
-    assert joined(engine, rows, spine, known) == [5.0, 7.0]
+    assert joined(way, rows, spine, known) == [5.0, 7.0]
 
 
-def test_a_null_value_is_a_value_and_hides_an_older_row(engine: AsOfEngine) -> None:
+def test_a_null_value_is_a_value_and_hides_an_older_row(way: Way) -> None:
     """NULL in the latest row does not fall back to the row before."""
-    assert joined(engine, [row(1, 1, 5.0), row(2, 1, None)], [Asked(PAIR, 3)], ANY) == [None]
+    assert joined(way, [row(1, 1, 5.0), row(2, 1, None)], [Asked(PAIR, 3)], ANY) == [None]
 
 
-def test_a_tombstone_hides_what_came_before_it(engine: AsOfEngine) -> None:
+def test_a_tombstone_hides_what_came_before_it(way: Way) -> None:
     """Until a later row comes."""
     rows = [row(1, 1, 5.0), Row(PAIR, 2, 1, 0, True, None), row(4, 1, 6.0)]
-    assert joined(engine, rows, [Asked(PAIR, at) for at in (1, 2, 3, 4)], ANY) == [5.0, None, None, 6.0]
+    assert joined(way, rows, [Asked(PAIR, at) for at in (1, 2, 3, 4)], ANY) == [5.0, None, None, 6.0]
 
 
-def test_an_age_equal_to_the_maximum_is_fresh(engine: AsOfEngine) -> None:
+def test_an_age_equal_to_the_maximum_is_fresh(way: Way) -> None:
     """One microsecond more is not."""
     rule = Rule(strict=False, known_by=False, max_age=3, watermark=9)
-    assert joined(engine, [row(1, 1, 5.0)], [Asked(PAIR, at) for at in (4, 5)], rule) == [5.0, None]
+    assert joined(way, [row(1, 1, 5.0)], [Asked(PAIR, at) for at in (4, 5)], rule) == [5.0, None]
 
 
-def test_a_late_batch_does_not_hide_a_newer_row(engine: AsOfEngine) -> None:
+def test_a_late_batch_does_not_hide_a_newer_row(way: Way) -> None:
     """Event time decides before the commit does."""
-    assert joined(engine, [row(5, 1, 5.0), row(4, 2, 4.0)], [Asked(PAIR, 6)], ANY) == [5.0]
+    assert joined(way, [row(5, 1, 5.0), row(4, 2, 4.0)], [Asked(PAIR, 6)], ANY) == [5.0]
