@@ -7,11 +7,13 @@ import contextlib
 from pathlib import Path
 
 from foresight.feature_store.v1 import (
+    lineage_pb2_grpc,
     log_ingestion_pb2_grpc,
     offline_pb2_grpc,
     online_pb2_grpc,
     pipeline_pb2_grpc,
     registry_pb2_grpc,
+    statistics_pb2_grpc,
     training_dataset_pb2_grpc,
 )
 from foresight.transforms import TransformSet
@@ -19,9 +21,11 @@ from services.feature_store.applier import Applier, CatchUp
 from services.feature_store.asof import DuckDbAsOf, NumpyAsOf, SizedAsOf
 from services.feature_store.config import FeatureStoreSettings
 from services.feature_store.dataset_files import DatasetFiles
+from services.feature_store.dataset_rows import DatasetRows
 from services.feature_store.datasets import TrainingDatasets
 from services.feature_store.ingestion import LogIngestion
 from services.feature_store.leases import FileLease
+from services.feature_store.lineage import Lineage
 from services.feature_store.logged_rows import LoggedRows
 from services.feature_store.logger_client import LoggerClient
 from services.feature_store.metrics import FeatureStoreMetrics
@@ -29,24 +33,33 @@ from services.feature_store.online_lmdb import LmdbOnlineStore
 from services.feature_store.pipelines import Pipelines
 from services.feature_store.postgres.catalogue import Catalogue
 from services.feature_store.postgres.commit_log import CommitLog
+from services.feature_store.postgres.labelled_rows import LabelledRows
+from services.feature_store.postgres.lineage import LineageTable
 from services.feature_store.postgres.manifests import ManifestTable
 from services.feature_store.postgres.pipelines import PipelineTable
-from services.feature_store.postgres.registrations import Registrations
 from services.feature_store.postgres.published_rows import PublishedRowReader
+from services.feature_store.postgres.registrations import Registrations
 from services.feature_store.postgres.row_history import RowHistoryReader
 from services.feature_store.postgres.rows import RowReader
+from services.feature_store.postgres.statistics import GroupCommitTable, StatisticsTable
 from services.feature_store.reads import FeatureReads
 from services.feature_store.registry import Registry
 from services.feature_store.scratch import ScratchFolder
 from services.feature_store.servicers import (
+    LineageServicer,
     LogIngestionServicer,
     OfflineServicer,
     OnlineServicer,
     PipelineServicer,
     RegistryServicer,
+    StatisticsServicer,
     TrainingDatasetServicer,
 )
+from services.feature_store.spill import SpillFolder
 from services.feature_store.spine_queries import SpineQueries
+from services.feature_store.statistics.described import DescribedRows
+from services.feature_store.statistics.engine import SketchingEngine
+from services.feature_store.statistics.measures import StatisticsMetrics
 from services.feature_store.transit import TablesInTransit
 from services.feature_store.vectors import VectorReader
 from services.feature_store.view_join import ViewJoin
@@ -63,8 +76,10 @@ from services.runtime.settings import load_settings
 MIGRATIONS = Path(__file__).parent / "migrations"
 SERVICES = (
     "foresight.feature_store.v1.FeatureRegistryService",
+    "foresight.feature_store.v1.LineageService",
     "foresight.feature_store.v1.OfflineFeatureService",
     "foresight.feature_store.v1.TrainingDatasetService",
+    "foresight.feature_store.v1.StatisticsService",
     "foresight.feature_store.v1.OnlineFeatureService",
     "foresight.feature_store.v1.LogIngestionService",
     "foresight.feature_store.v1.FeaturePipelineService",
@@ -87,22 +102,32 @@ async def serve(settings: FeatureStoreSettings) -> None:
         stack.callback(online.close)
         scratch = ScratchFolder(settings.state_folder / "apply")
         stack.callback(scratch.close)
-        catch_up = CatchUp(commits, PublishedRowReader(database, scratch), registry)
+        published = PublishedRowReader(database, scratch)
+        catch_up = CatchUp(commits, published, registry)
         applier = Applier(catch_up, online, FileLease(settings.state_folder / "applier.lock"), own_metrics)
-        duckdb = DuckDbAsOf(settings.state_folder / "join")
+        duckdb = DuckDbAsOf(settings.state_folder / "duckdb")
         stack.callback(duckdb.close)
         engine = SizedAsOf(NumpyAsOf(), duckdb)
-        join = ViewJoin(rows, engine, transforms)
+        spills = SpillFolder(settings.state_folder / "join")
+        stack.callback(spills.close)
+        join = ViewJoin(rows, engine, transforms, spills)
         writes = FeatureWrites(registry, commits, applier, clock, own_metrics)
-        reads = FeatureReads(registry, Watermarks(commits), rows, SpineQueries(registry, rows), join)
-        datasets = TrainingDatasets(
+        watermarks, queries = Watermarks(commits), SpineQueries(registry, rows, spills)
+        reads = FeatureReads(registry, watermarks, rows, queries, join)
+        dataset_rows = DatasetRows(registry, join, LoggedRows(registry, LabelledRows(database), spills), queries)
+        dataset_files = DatasetFiles(settings.state_folder / "datasets")
+        stack.callback(dataset_files.close)
+        datasets = TrainingDatasets(registry, watermarks, dataset_rows, dataset_files, ManifestTable(database), clock)
+        described = DescribedRows(
             registry,
             commits,
-            join,
-            LoggedRows(registry, rows, engine),
-            DatasetFiles(settings.state_folder / "datasets"),
-            ManifestTable(database),
-            clock,
+            GroupCommitTable(database),
+            rows,
+            published,
+            datasets,
+            StatisticsTable(database),
+            SketchingEngine(),
+            StatisticsMetrics(metrics.registry),
         )
         vectors = VectorReader(registry, online, RowHistoryReader(database, commits))
         source = None
@@ -114,12 +139,15 @@ async def serve(settings: FeatureStoreSettings) -> None:
         stack.callback(transit.close)
         server = Server(settings, metrics)
         registry_pb2_grpc.add_FeatureRegistryServiceServicer_to_server(RegistryServicer(registry), server.grpc)
+        lineage = Lineage(LineageTable(database))
+        lineage_pb2_grpc.add_LineageServiceServicer_to_server(LineageServicer(lineage), server.grpc)
         offline_pb2_grpc.add_OfflineFeatureServiceServicer_to_server(
             OfflineServicer(writes, reads, transit), server.grpc
         )
         training_dataset_pb2_grpc.add_TrainingDatasetServiceServicer_to_server(
             TrainingDatasetServicer(datasets, transit), server.grpc
         )
+        statistics_pb2_grpc.add_StatisticsServiceServicer_to_server(StatisticsServicer(described), server.grpc)
         online_pb2_grpc.add_OnlineFeatureServiceServicer_to_server(OnlineServicer(vectors), server.grpc)
         log_ingestion_pb2_grpc.add_LogIngestionServiceServicer_to_server(LogIngestionServicer(ingestion), server.grpc)
         pipeline_pb2_grpc.add_FeaturePipelineServiceServicer_to_server(

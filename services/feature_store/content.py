@@ -125,15 +125,22 @@ def _is_list(type: pa.DataType) -> bool:
     return bool(pa.types.is_list(type) or pa.types.is_large_list(type) or pa.types.is_fixed_size_list(type))
 
 
+def _is_item(type: pa.DataType) -> bool:
+    """Whether lists of them are carried. Arrow cannot take rows of lists of text views, and ends the process over lists
+    of nothing but NULL in Parquet."""
+    return not (_is_list(type) or pa.types.is_string_view(type) or pa.types.is_null(type))
+
+
 def _plain(type: pa.DataType) -> pa.DataType:
     return type.value_type if pa.types.is_dictionary(type) else type
 
 
 def _token(type: pa.DataType, name: str) -> str:
-    type = _plain(type)
+    if pa.types.is_dictionary(type) and not _is_list(type.value_type):
+        type = type.value_type
     if is_text(type):
         return "text"
-    if _is_list(type) and not _is_list(type.value_type):
+    if _is_list(type) and _is_item(_plain(type.value_type)):
         return f"list of {_token(type.value_type, name)}"
     if (
         pa.types.is_null(type)

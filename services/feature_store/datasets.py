@@ -1,143 +1,307 @@
-"""Training datasets: joined once, stored under their content, described by a manifest for good.
+"""Training datasets: made once, stored under their content, described by a manifest for good.
 
-Rows keep the order of the spine (logged predictions: event time, then prediction id). Splits are by event time.
+What a manifest names is enough to make the rows again, bit for bit: the view version, the commit, the spine (its
+bytes, kept under their own content; or a query or a selection of the log, which the store answers alike at that
+commit) and the split. So rows may be purged and made again; only when an entity in them was forgotten they cannot.
+
+Files are named and removed, and manifests changed, by one at a time: a file is there before its manifest is, and goes
+after the last manifest that needs it. A process that dies in between leaves a file that nobody needs.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+import asyncio
+import base64
+import binascii
+import contextlib
+from collections.abc import AsyncIterator, Mapping
+from datetime import datetime
+from typing import Any, Protocol
 
-import pyarrow as pa
-import pyarrow.compute as pc
-
-from foresight.values import FeatureView, InvalidValue
-from services.feature_store.commits import watermark
-from services.feature_store.content import content_sha256
-from services.feature_store.dataset_files import DatasetFiles
+from foresight.values import InvalidValue
+from foresight.values.instants import instant_from_micros, micros_from_instant
+from services.feature_store.dataset_files import DatasetFiles, SplitRows, StoredRows, WrittenRows
+from services.feature_store.dataset_rows import DatasetRows, MadeRows, Recipe
 from services.feature_store.groups import Reference
-from services.feature_store.logged_rows import LoggedRows
-from services.feature_store.manifests import TEST, TRAIN, DatasetRequest, Manifest
+from services.feature_store.manifests import DatasetRequest, Manifest, ManifestFilter, ManifestPlace
 from services.feature_store.registry import Registry
-from services.feature_store.row_source import TableRows, read_all
-from services.feature_store.spine import check_spine
-from services.feature_store.view_join import ViewJoin
+from services.feature_store.row_source import RowSource
+from services.feature_store.splits import SPLITS, HashSplit
 from services.feature_store.view_plan import ViewPlan
+from services.feature_store.watermarks import Watermarks
 from services.runtime.clock import Clock
-from services.runtime.errors import FailedPrecondition
+from services.runtime.errors import DataLoss, FailedPrecondition, TransformMismatch, Unavailable
 from services.runtime.ids import new_id
 from services.runtime.threads import in_thread
+
+PAGE_SIZE = 100
+PAGE_SIZE_MAX = 1_000
+# Datasets that are made at a time; each may take gigabytes of disk until it is stored.
+MADE_AT_ONCE_MAX = 2
 
 
 class Manifests(Protocol):
     """Where manifests are kept."""
 
-    async def add(self, manifest: Manifest) -> None:
-        """Keeps a manifest."""
-        ...
-
-    async def get(self, dataset_id: str) -> Manifest:
-        """The manifest of an id. Raises NotFound."""
-        ...
-
-
-class LastCommit(Protocol):
-    """Says how far the commits go."""
-
-    async def last(self) -> int:
-        """Number of the last commit."""
-        ...
+    def exclusive(self) -> contextlib.AbstractAsyncContextManager[None]: ...
+    async def erasures(self) -> int: ...
+    async def begin_erasure(self) -> None: ...
+    async def add(self, manifest: Manifest, spine_groups: list[Reference], erasures: int) -> None: ...
+    async def get(self, dataset_id: str) -> Manifest: ...
+    async def page(self, wanted: ManifestFilter, after: ManifestPlace | None, size: int) -> list[Manifest]: ...
+    async def set_stored(self, dataset_id: str, stored_bytes: int, erasures: int) -> Manifest: ...
+    async def set_purged(self, dataset_id: str) -> Manifest: ...
+    async def set_forgotten(self, dataset_id: str, at: datetime) -> Manifest: ...
+    async def remove(self, dataset_id: str) -> Manifest: ...
+    async def is_needed(self, sha256: str) -> bool: ...
 
 
 class TrainingDatasets:
-    """Creates and reads training datasets."""
+    """Creates, reads, purges, recreates and deletes training datasets."""
 
     def __init__(
         self,
         registry: Registry,
-        commits: LastCommit,
-        view_join: ViewJoin,
-        logged: LoggedRows,
+        watermarks: Watermarks,
+        rows: DatasetRows,
         files: DatasetFiles,
         manifests: Manifests,
         clock: Clock,
     ) -> None:
         self._registry = registry
-        self._commits = commits
-        self._join = view_join
-        self._logged = logged
+        self._watermarks = watermarks
+        self._rows = rows
         self._files = files
         self._manifests = manifests
         self._clock = clock
+        self._making = asyncio.Semaphore(MADE_AT_ONCE_MAX)
 
-    async def create(self, request: DatasetRequest, spine: pa.Table | None) -> Manifest:
-        """Joins the spine (or selects logged predictions), stores the rows and their manifest.
+    async def create(self, request: DatasetRequest, spine: RowSource | None) -> Manifest:
+        """Joins the spine (sent, or a query), or selects logged predictions; stores the rows and their manifest.
 
-        Raises InvalidValue for a spine that does not fit, OutOfRange for a commit that does not exist,
-        FailedPrecondition when there are no rows, TransformMismatch.
+        Waits while MADE_AT_ONCE_MAX are being made. Raises InvalidValue for a spine that does not fit, OutOfRange for
+        a commit that does not exist, FailedPrecondition when there are no rows, TransformMismatch, LimitExceeded when
+        the disk is full, StaleEtag when an entity was forgotten meanwhile.
         """
-        if (spine is None) != (request.logged is not None):
-            raise InvalidValue("arrow", "holds the spine, unless the header names logged predictions")
+        if sum(given is not None for given in (spine, request.logged, request.spine)) != 1:
+            raise InvalidValue("arrow", "holds the spine, unless the header names logged predictions or a query")
         plan = await self._registry.plan(request.view)
-        commit = watermark(request.commit, await self._commits.last())
-        if spine is not None:
-            table = await self._from_spine(plan, spine, commit, known_by=request.known_by)
-        else:
-            assert request.logged is not None
-            async with self._logged.select(plan.view, request.logged, commit) as rows:
-                table = await in_thread(read_all, rows)
-        if not table.num_rows:
-            raise FailedPrecondition("no logged prediction of the selection has an outcome by then")
-        table = table.append_column("split", _split(table, request))
-        manifest = await self._store(request, plan.view, commit, table, spine)
-        await self._manifests.add(manifest)
+        split = request.split.of_view(plan.view) if isinstance(request.split, HashSplit) else request.split
+        query = None if request.spine is None else await self._rows.pinned(request.spine)
+        async with self._making, contextlib.AsyncExitStack() as stack:
+            erasures = await self._manifests.erasures()
+            commit = await self._watermarks.resolve(request.commit, request.as_of_time)
+            recipe = Recipe(plan, commit, request.known_by, split, request.logged, query)
+            rows = await stack.enter_async_context(self._rows.made(recipe, spine))
+            written = [await stack.enter_async_context(self._files.written(rows.schema, rows.batches()))]
+            if spine is not None:
+                kept = self._files.written(spine.schema, spine.batches())
+                written.append(await stack.enter_async_context(kept))
+            manifest = self._manifest(request.name, recipe, rows, written)
+            await self._add(manifest, written, erasures)
         return manifest
 
     async def get(self, dataset_id: str) -> Manifest:
         """The manifest of a dataset. Raises NotFound."""
         return await self._manifests.get(dataset_id)
 
-    async def read(self, dataset_id: str, split: str) -> pa.Table:
-        """The rows of a split, or all for ''. Raises NotFound, InvalidValue, DataLoss."""
-        if split not in ("", TRAIN, TEST):
-            raise InvalidValue("split", f"is not {TRAIN}, {TEST} or empty")
+    async def page(self, wanted: ManifestFilter, size: int = 0, token: str = "") -> tuple[list[Manifest], str]:
+        """Manifests, the newest first, and the token of the next page or ''. Raises InvalidValue."""
+        if size > PAGE_SIZE_MAX:
+            raise InvalidValue("page_size", f"is more than {PAGE_SIZE_MAX}")
+        size = size or PAGE_SIZE
+        found = await self._manifests.page(wanted, _place(token) if token else None, size + 1)
+        return found[:size], _token(found[size - 1]) if len(found) > size else ""
+
+    @contextlib.asynccontextmanager
+    async def read(self, dataset_id: str, split: str = "") -> AsyncIterator[RowSource]:
+        """The rows of a split, or all for ''; whoever goes through them gets DataLoss where they are not as stored.
+
+        Raises NotFound, InvalidValue, FailedPrecondition when they were purged, DataLoss.
+        """
+        if split not in ("", *SPLITS):
+            raise InvalidValue("split", f"is not one of {', '.join(SPLITS)}, or empty for all rows")
         manifest = await self._manifests.get(dataset_id)
-        table = await in_thread(self._files.load, manifest.content_sha256)
-        return table.filter(pc.equal(table["split"], split)) if split else table
+        async with contextlib.AsyncExitStack() as stack:
+            try:
+                _check_stored(manifest)
+                rows = await stack.enter_async_context(self._opened(manifest.content_sha256))
+            except DataLoss:
+                # They may have been purged between the look at the manifest and that at the file.
+                _check_stored(await self._manifests.get(dataset_id))
+                raise
+            yield SplitRows(rows, split, manifest.rows_of(split)) if split else rows
 
-    async def _from_spine(self, plan: ViewPlan, table: pa.Table, commit: int, *, known_by: bool) -> pa.Table:
-        spine = await in_thread(check_spine, TableRows(table), plan.view, labelled=True)
-        if not table.num_rows:
-            raise InvalidValue("arrow", "the spine has no rows")
-        async with self._join.join(plan, spine, commit, known_by=known_by) as rows:
-            return await in_thread(read_all, rows)
+    async def purge(self, dataset_id: str) -> tuple[Manifest, int]:
+        """Removes the stored rows; the manifest stays. Answers it and the bytes that became free: 0 while another
+        dataset has the same content. Raises NotFound."""
+        async with self._manifests.exclusive():
+            manifest = await self._manifests.set_purged(dataset_id)
+            return manifest, await self._remove_unneeded(manifest.content_sha256)
 
-    async def _store(
-        self, request: DatasetRequest, view: FeatureView, commit: int, table: pa.Table, spine: pa.Table | None
-    ) -> Manifest:
-        counts = [(name, pc.sum(pc.equal(table["split"], name)).as_py()) for name in (TRAIN, TEST)]
+    async def recreate(self, dataset_id: str) -> Manifest:
+        """Makes the rows again as the manifest says, and stores them.
+
+        Raises NotFound, TransformMismatch, LimitExceeded when the disk is full, FailedPrecondition when an entity in
+        them was forgotten, StaleEtag when one was meanwhile, DataLoss when they come out differently.
+        """
+        async with self._making, contextlib.AsyncExitStack() as stack:
+            erasures = await self._manifests.erasures()
+            manifest = await self._manifests.get(dataset_id)
+            _check_remembered(manifest)
+            plan = await self._registry.plan(manifest.view)
+            _check_transforms(manifest, plan)
+            spine = None
+            if manifest.spine_sha256:
+                spine = await stack.enter_async_context(self._opened(manifest.spine_sha256))
+            rows = await stack.enter_async_context(self._rows.made(Recipe.of(manifest, plan), spine))
+            written = await stack.enter_async_context(self._files.written(rows.schema, rows.batches()))
+            if written.sha256 != manifest.content_sha256:
+                raise DataLoss(
+                    f"the rows came out differently: {written.sha256} instead of {manifest.content_sha256}",
+                    content_sha256=manifest.content_sha256,
+                    recreated_sha256=written.sha256,
+                )
+            async with self._manifests.exclusive():
+                return await self._place_again(manifest, written, erasures)
+
+    async def delete(self, dataset_id: str) -> None:
+        """Removes rows, spine and manifest. Raises NotFound, FailedPrecondition that names the models that use it."""
+        async with self._manifests.exclusive():
+            manifest = await self._manifests.remove(dataset_id)
+            await self._remove_unneeded(manifest.content_sha256)
+            await self._remove_unneeded(manifest.spine_sha256)
+
+    async def holding(self, keys: Mapping[str, Any], lost: Mapping[Reference, int]) -> list[Manifest]:
+        """The datasets that have, or may have had, rows of a forgotten entity; call it once its rows are gone.
+
+        `keys`: values by column, all of which a row of theirs or of their spine has. `lost`: for each group version
+        that lost rows the first commit of those; a dataset made of such a group by then, without any rows or spine left
+        to look at, could not be made again. Rows that are being made while this is called will not be stored.
+        """
+        async with self._manifests.exclusive():
+            await self._manifests.begin_erasure()
+        found, after = [], None
+        while page := await self._manifests.page(ManifestFilter(remembered=True), after, PAGE_SIZE):
+            found += [manifest for manifest in page if await self._may_hold(manifest, keys, lost)]
+            after = ManifestPlace.of(page[-1])
+        return found
+
+    async def forget(self, dataset_id: str, at: datetime) -> Manifest:
+        """Removes the rows and the spine of a dataset for good, as an entity in them was forgotten. Harmless when
+        repeated: the first time stays. Raises NotFound."""
+        async with self._manifests.exclusive():
+            manifest = await self._manifests.set_forgotten(dataset_id, at)
+            await self._remove_unneeded(manifest.content_sha256)
+            await self._remove_unneeded(manifest.spine_sha256)
+        return manifest
+
+    async def _may_hold(self, manifest: Manifest, keys: Mapping[str, Any], lost: Mapping[Reference, int]) -> bool:
+        seen = False
+        for sha256 in (manifest.content_sha256 if manifest.stored else "", manifest.spine_sha256):
+            if not sha256 or not await in_thread(self._files.has, sha256):
+                continue
+            seen = True
+            try:
+                async with self._opened(sha256) as rows:
+                    if await in_thread(rows.holds, keys):
+                        return True
+            except DataLoss:
+                # Nobody can say what is in it.
+                return True
+        if seen:
+            return False
+        groups = {*manifest.groups, *await self._rows.spine_groups(manifest.view, manifest.logged, manifest.spine)}
+        return any(group in groups and first <= manifest.commit for group, first in lost.items())
+
+    async def _add(self, manifest: Manifest, written: list[WrittenRows], erasures: int) -> None:
+        groups = await self._rows.spine_groups(manifest.view, manifest.logged, manifest.spine)
+        async with self._manifests.exclusive():
+            try:
+                for file in written:
+                    await in_thread(self._files.name, file)
+                await self._manifests.add(manifest, groups, erasures)
+            except BaseException:
+                await self._take_back(*written)
+                raise
+
+    async def _place_again(self, manifest: Manifest, written: WrittenRows, erasures: int) -> Manifest:
+        try:
+            await in_thread(self._files.name, written)
+            return await self._manifests.set_stored(manifest.id, written.bytes, erasures)
+        except BaseException:
+            await self._take_back(written)
+            raise
+
+    async def _take_back(self, *written: WrittenRows) -> None:
+        with contextlib.suppress(Unavailable):
+            for file in written:
+                await self._remove_unneeded(file.sha256)
+
+    async def _remove_unneeded(self, sha256: str) -> int:
+        """Removes a file that no manifest refers to, within `exclusive`; answers the bytes that became free."""
+        if not sha256 or await self._manifests.is_needed(sha256):
+            return 0
+        return await in_thread(self._files.remove, sha256)
+
+    @contextlib.asynccontextmanager
+    async def _opened(self, sha256: str) -> AsyncIterator[StoredRows]:
+        opened = self._files.opened(sha256)
+        rows = await in_thread(opened.__enter__)
+        try:
+            yield rows
+        finally:
+            await in_thread(opened.__exit__, None, None, None)
+
+    def _manifest(self, name: str, recipe: Recipe, rows: MadeRows, written: list[WrittenRows]) -> Manifest:
+        view = recipe.plan.view
         return Manifest(
             id=new_id(),
-            name=request.name,
+            name=name,
             view=Reference(view.name, view.version),
-            commit=commit,
-            known_by=request.known_by,
-            rows=table.num_rows,
-            splits=tuple((name, rows) for name, rows in counts if rows),
-            content_sha256=await in_thread(self._files.store, table),
-            spine_sha256="" if spine is None else await in_thread(content_sha256, spine),
+            commit=recipe.commit,
+            known_by=recipe.known_by,
+            rows=written[0].rows,
+            splits=rows.counts,
+            content_sha256=written[0].sha256,
+            spine_sha256=written[1].sha256 if len(written) > 1 else "",
             groups=tuple(Reference(s.group, s.group_version) for s in view.sources),
+            max_ages_us=tuple(source.max_age_us for source in recipe.plan.sources),
             created_at=self._clock(),
             features=view.features,
             label=view.label,
             transforms=tuple((t.function, t.source_sha256) for t in view.transforms),
-            test_from=request.test_from,
-            logged=request.logged,
+            split=recipe.split,
+            logged=recipe.logged,
+            spine=recipe.spine,
+            stored_bytes=written[0].bytes,
         )
 
 
-def _split(table: pa.Table, request: DatasetRequest) -> pa.Array:
-    """`train` before `test_from`, `test` from then on."""
-    if request.test_from is None:
-        return pa.repeat(TRAIN, table.num_rows)
-    bound = pa.scalar(request.test_from, pa.timestamp("us", "UTC"))
-    return pc.if_else(pc.less(table["event_time"], bound), TRAIN, TEST)
+def _check_stored(manifest: Manifest) -> None:
+    _check_remembered(manifest)
+    if not manifest.stored:
+        raise FailedPrecondition("the rows of the dataset were purged; recreate it to read them")
+
+
+def _check_remembered(manifest: Manifest) -> None:
+    if manifest.forgotten_at is not None:
+        raise FailedPrecondition("an entity in the rows of the dataset was forgotten; they cannot be made again")
+
+
+def _check_transforms(manifest: Manifest, plan: ViewPlan) -> None:
+    if tuple((t.function, t.source_sha256) for t in plan.view.transforms) != manifest.transforms:
+        raise TransformMismatch(f"the transforms of {manifest.view} are not those of the dataset")
+
+
+def _token(manifest: Manifest) -> str:
+    place = f"{micros_from_instant(manifest.created_at)} {manifest.id}"
+    return base64.urlsafe_b64encode(place.encode()).decode()
+
+
+def _place(token: str) -> ManifestPlace:
+    try:
+        micros, _, id = base64.b64decode(token, altchars=b"-_", validate=True).decode("ascii").partition(" ")
+        return ManifestPlace(instant_from_micros(int(micros)), id)
+    except (binascii.Error, ValueError):
+        raise InvalidValue("page_token", "is not one that an answer had") from None

@@ -8,8 +8,7 @@ from foresight.feature_store.v1 import training_dataset_pb2, training_dataset_pb
 from foresight.values import InvalidValue
 from foresight.wire import encode_field, encode_instant
 from services.feature_store.datasets import TrainingDatasets
-from services.feature_store.manifests import DatasetRequest, LoggedSelection, Manifest
-from services.feature_store.row_source import read_all
+from services.feature_store.manifests import DatasetRequest, LoggedSelection, Manifest, ManifestFilter
 from services.feature_store.servicers.messages import (
     Context,
     decode_reference,
@@ -17,7 +16,9 @@ from services.feature_store.servicers.messages import (
     encode_reference,
     receive,
 )
-from services.feature_store.transit import TablesInTransit, chunks_of
+from services.feature_store.servicers.queries import decode_spine_query, encode_spine_query
+from services.feature_store.splits import HashSplit, SplitRule, TimeSplit
+from services.feature_store.transit import TablesInTransit, chunks_of_rows
 
 
 class TrainingDatasetServicer(training_dataset_pb2_grpc.TrainingDatasetServiceServicer):
@@ -32,8 +33,7 @@ class TrainingDatasetServicer(training_dataset_pb2_grpc.TrainingDatasetServiceSe
     ) -> training_dataset_pb2.CreateTrainingDatasetResponse:
         async with self._transit.upload() as upload:
             header = (await receive(request_iterator, upload)).header
-            spine = await upload.rows_if_any()
-            manifest = await self._datasets.create(_dataset_request(header), spine and read_all(spine))
+            manifest = await self._datasets.create(_decode_request(header), await upload.rows_if_any())
         return training_dataset_pb2.CreateTrainingDatasetResponse(dataset=_encode_manifest(manifest))
 
     async def GetTrainingDataset(
@@ -45,9 +45,38 @@ class TrainingDatasetServicer(training_dataset_pb2_grpc.TrainingDatasetServiceSe
     async def ReadTrainingDataset(
         self, request: training_dataset_pb2.ReadTrainingDatasetRequest, context: Context
     ) -> AsyncIterator[training_dataset_pb2.ReadTrainingDatasetResponse]:
-        table = await self._datasets.read(_dataset_id(request.dataset_id), request.split)
-        async for chunk in chunks_of(table):
-            yield training_dataset_pb2.ReadTrainingDatasetResponse(arrow=chunk)
+        async with self._datasets.read(_dataset_id(request.dataset_id), request.split) as rows:
+            async for chunk in chunks_of_rows(rows):
+                yield training_dataset_pb2.ReadTrainingDatasetResponse(arrow=chunk)
+
+    async def ListTrainingDatasets(
+        self, request: training_dataset_pb2.ListTrainingDatasetsRequest, context: Context
+    ) -> training_dataset_pb2.ListTrainingDatasetsResponse:
+        view = decode_reference(request.view, "view") if request.HasField("view") else None
+        manifests, token = await self._datasets.page(
+            ManifestFilter(request.name, view), request.page_size, request.page_token
+        )
+        return training_dataset_pb2.ListTrainingDatasetsResponse(
+            datasets=[_encode_manifest(manifest) for manifest in manifests], next_page_token=token
+        )
+
+    async def PurgeTrainingDataset(
+        self, request: training_dataset_pb2.PurgeTrainingDatasetRequest, context: Context
+    ) -> training_dataset_pb2.PurgeTrainingDatasetResponse:
+        manifest, freed = await self._datasets.purge(_dataset_id(request.dataset_id))
+        return training_dataset_pb2.PurgeTrainingDatasetResponse(dataset=_encode_manifest(manifest), freed_bytes=freed)
+
+    async def RecreateTrainingDataset(
+        self, request: training_dataset_pb2.RecreateTrainingDatasetRequest, context: Context
+    ) -> training_dataset_pb2.RecreateTrainingDatasetResponse:
+        manifest = await self._datasets.recreate(_dataset_id(request.dataset_id))
+        return training_dataset_pb2.RecreateTrainingDatasetResponse(dataset=_encode_manifest(manifest))
+
+    async def DeleteTrainingDataset(
+        self, request: training_dataset_pb2.DeleteTrainingDatasetRequest, context: Context
+    ) -> training_dataset_pb2.DeleteTrainingDatasetResponse:
+        await self._datasets.delete(_dataset_id(request.dataset_id))
+        return training_dataset_pb2.DeleteTrainingDatasetResponse()
 
 
 def _dataset_id(text: str) -> str:
@@ -56,31 +85,47 @@ def _dataset_id(text: str) -> str:
     return text
 
 
-def _dataset_request(header: training_dataset_pb2.TrainingDatasetHeader) -> DatasetRequest:
-    logged = None
-    if header.HasField("logged"):
-        for field in ("to_event_time", "observed_by"):
-            if not header.logged.HasField(field):
-                raise InvalidValue(f"header.logged.{field}", "is required")
-        logged = LoggedSelection(
-            deployment=header.logged.deployment,
-            from_event_time=decode_set_instant(header.logged, "from_event_time"),
-            to_event_time=decode_set_instant(header.logged, "to_event_time"),
-            observed_by=decode_set_instant(header.logged, "observed_by"),
-        )
+def _decode_request(header: training_dataset_pb2.TrainingDatasetHeader) -> DatasetRequest:
     return DatasetRequest(
         name=header.name,
         view=decode_reference(header.view, "header.view"),
         known_by=header.known_by,
         commit=header.commit,
-        test_from=decode_set_instant(header, "test_from"),
-        logged=logged,
+        as_of_time=decode_set_instant(header, "as_of_time"),
+        split=_decode_split(header),
+        logged=_decode_logged(header.logged) if header.HasField("logged") else None,
+        spine=decode_spine_query(header.spine, "header.spine") if header.HasField("spine") else None,
+    )
+
+
+def _decode_split(header: training_dataset_pb2.TrainingDatasetHeader) -> SplitRule | None:
+    by_time = [name for name in ("test_from", "validation_from") if header.HasField(name)]
+    if header.HasField("hash_split"):
+        if by_time:
+            raise InvalidValue("header.hash_split", f"does not go with {by_time[0]}; split by key or by time")
+        message = header.hash_split
+        return HashSplit(message.seed, message.test_share, message.validation_share, tuple(message.keys))
+    if by_time == ["validation_from"]:
+        raise InvalidValue("header.validation_from", "needs test_from, where validation ends")
+    if not by_time:
+        return None
+    return TimeSplit(decode_set_instant(header, "test_from"), decode_set_instant(header, "validation_from"))
+
+
+def _decode_logged(message: training_dataset_pb2.LoggedPredictions) -> LoggedSelection:
+    for field in ("to_event_time", "observed_by"):
+        if not message.HasField(field):
+            raise InvalidValue(f"header.logged.{field}", "is required")
+    return LoggedSelection(
+        deployment=message.deployment,
+        from_event_time=decode_set_instant(message, "from_event_time"),
+        to_event_time=decode_set_instant(message, "to_event_time"),
+        observed_by=decode_set_instant(message, "observed_by"),
     )
 
 
 def _encode_manifest(manifest: Manifest) -> training_dataset_pb2.TrainingDataset:
-    logged = manifest.logged
-    return training_dataset_pb2.TrainingDataset(
+    message = training_dataset_pb2.TrainingDataset(
         id=manifest.id,
         name=manifest.name,
         view=encode_reference(manifest.view),
@@ -94,13 +139,35 @@ def _encode_manifest(manifest: Manifest) -> training_dataset_pb2.TrainingDataset
         created_at=encode_instant(manifest.created_at),
         features=[encode_field(f) for f in manifest.features],
         label=encode_field(manifest.label),
-        test_from=encode_instant(manifest.test_from) if manifest.test_from else None,
-        logged=None
-        if logged is None
-        else training_dataset_pb2.LoggedPredictions(
-            deployment=logged.deployment,
-            from_event_time=encode_instant(logged.from_event_time) if logged.from_event_time else None,
-            to_event_time=encode_instant(logged.to_event_time),
-            observed_by=encode_instant(logged.observed_by),
-        ),
+        logged=None if manifest.logged is None else _encode_logged(manifest.logged),
+        spine=None if manifest.spine is None else encode_spine_query(manifest.spine),
+        stored=manifest.stored,
+        stored_bytes=manifest.stored_bytes,
+        transforms=[
+            training_dataset_pb2.TransformSource(function=function, source_sha256=sha256)
+            for function, sha256 in manifest.transforms
+        ],
+        max_age_micros=[-1 if age is None else age for age in manifest.max_ages_us],
+        forgotten_at=None if manifest.forgotten_at is None else encode_instant(manifest.forgotten_at),
+    )
+    _encode_split(manifest.split, message)
+    return message
+
+
+def _encode_split(rule: SplitRule | None, message: training_dataset_pb2.TrainingDataset) -> None:
+    if isinstance(rule, TimeSplit):
+        message.test_from.CopyFrom(encode_instant(rule.test_from))
+        if rule.validation_from is not None:
+            message.validation_from.CopyFrom(encode_instant(rule.validation_from))
+    elif isinstance(rule, HashSplit):
+        shares = {"test_share": rule.test_share, "validation_share": rule.validation_share}
+        message.hash_split.CopyFrom(training_dataset_pb2.HashSplit(seed=rule.seed, keys=rule.keys, **shares))
+
+
+def _encode_logged(logged: LoggedSelection) -> training_dataset_pb2.LoggedPredictions:
+    return training_dataset_pb2.LoggedPredictions(
+        deployment=logged.deployment,
+        from_event_time=encode_instant(logged.from_event_time) if logged.from_event_time else None,
+        to_event_time=encode_instant(logged.to_event_time),
+        observed_by=encode_instant(logged.observed_by),
     )

@@ -22,28 +22,38 @@ from services.feature_store.applier import Applier, CatchUp
 from services.feature_store.asof import DuckDbAsOf
 from services.feature_store.commits import Commit
 from services.feature_store.dataset_files import DatasetFiles
+from services.feature_store.dataset_rows import DatasetRows
 from services.feature_store.datasets import TrainingDatasets
 from services.feature_store.groups import Reference
 from services.feature_store.histories import EventTimes
 from services.feature_store.ingestion import LogIngestion
 from services.feature_store.leases import FileLease
+from services.feature_store.lineage import Lineage
 from services.feature_store.log_groups import LogPage, LogSource, OutcomeEntry, PredictionEntry
 from services.feature_store.logged_rows import LoggedRows
+from services.feature_store.manifests import DatasetRequest, Manifest
 from services.feature_store.metrics import FeatureStoreMetrics
 from services.feature_store.online_lmdb import LmdbOnlineStore
 from services.feature_store.postgres.catalogue import Catalogue
 from services.feature_store.postgres.commit_log import CommitLog
+from services.feature_store.postgres.labelled_rows import LabelledRows
+from services.feature_store.postgres.lineage import LineageTable
 from services.feature_store.postgres.manifests import ManifestTable
 from services.feature_store.postgres.published_rows import PublishedRowReader
 from services.feature_store.postgres.registrations import Registrations
 from services.feature_store.postgres.row_history import RowHistoryReader
 from services.feature_store.postgres.rows import RowReader
+from services.feature_store.postgres.statistics import GroupCommitTable, StatisticsTable
 from services.feature_store.queries import GroupQuery, SpineQuery
 from services.feature_store.reads import FeatureReads
 from services.feature_store.registry import Registry
 from services.feature_store.row_source import RowSource, TableRows, read_all
 from services.feature_store.scratch import ScratchFolder
+from services.feature_store.spill import SpillFolder
 from services.feature_store.spine_queries import SpineQueries
+from services.feature_store.statistics.described import DescribedRows
+from services.feature_store.statistics.engine import SketchingEngine
+from services.feature_store.statistics.measures import StatisticsMetrics
 from services.feature_store.vectors import VectorReader
 from services.feature_store.view_join import ViewJoin
 from services.feature_store.watermarks import Watermarks
@@ -84,6 +94,7 @@ class Store:
     database: Database
     folder: Path
     registry: Registry
+    lineage: Lineage
     commits: CommitLog
     rows: RowReader
     online: LmdbOnlineStore
@@ -92,6 +103,8 @@ class Store:
     writes: FeatureWrites
     reads: FeatureReads
     datasets: TrainingDatasets
+    described: DescribedRows
+    statistics: StatisticsTable
     vectors: VectorReader
     ingestion: LogIngestion
     metrics: Metrics
@@ -128,6 +141,15 @@ class Store:
                 found += batch.to_pylist()
         return found
 
+    async def create(self, request: DatasetRequest, spine: pa.Table | None = None) -> Manifest:
+        """Creates a training dataset."""
+        return await self.datasets.create(request, None if spine is None else TableRows(spine))
+
+    async def read_dataset(self, dataset_id: str, split: str = "") -> pa.Table:
+        """The rows of a training dataset."""
+        async with self.datasets.read(dataset_id, split) as rows:
+            return await asyncio.to_thread(read_all, rows)
+
     async def read_as_of(self, view: str, spine: pa.Table | SpineQuery, **options: Any) -> pa.Table:
         """A spine joined with a view."""
         rows: RowSource | SpineQuery = TableRows(spine) if isinstance(spine, pa.Table) else spine
@@ -156,31 +178,44 @@ async def running_store(
         transforms = TransformSet(modules)
         registry = Registry(Catalogue(database), Registrations(database), transforms)
         commits, rows = CommitLog(database), RowReader(database)
-        online, engine = LmdbOnlineStore(folder / "online"), DuckDbAsOf(folder / "join")
+        online, engine = LmdbOnlineStore(folder / "online"), DuckDbAsOf(folder / "duckdb")
         scratch = ScratchFolder(folder / "apply")
-        catch_up = CatchUp(commits, PublishedRowReader(database, scratch), registry)
+        published = PublishedRowReader(database, scratch)
+        catch_up = CatchUp(commits, published, registry)
         applier = Applier(catch_up, online, FileLease(folder / "lock"), own)
-        join = ViewJoin(rows, engine, transforms)
+        spills = SpillFolder(folder / "join")
+        join = ViewJoin(rows, engine, transforms, spills)
+        watermarks, queries = Watermarks(commits), SpineQueries(registry, rows, spills)
+        dataset_rows = DatasetRows(registry, join, LoggedRows(registry, LabelledRows(database), spills), queries)
+        files = DatasetFiles(folder / "datasets")
+        datasets = TrainingDatasets(registry, watermarks, dataset_rows, files, ManifestTable(database), now)
+        statistics, measured = StatisticsTable(database), StatisticsMetrics(metrics.registry)
+        described = DescribedRows(
+            registry,
+            commits,
+            GroupCommitTable(database),
+            rows,
+            published,
+            datasets,
+            statistics,
+            SketchingEngine(),
+            measured,
+        )
         store = Store(
             database=database,
             folder=folder,
             registry=registry,
+            lineage=Lineage(LineageTable(database)),
             commits=commits,
             rows=rows,
             online=online,
             catch_up=catch_up,
             applier=applier,
             writes=FeatureWrites(registry, commits, applier, now, own),
-            reads=FeatureReads(registry, Watermarks(commits), rows, SpineQueries(registry, rows), join),
-            datasets=TrainingDatasets(
-                registry,
-                commits,
-                join,
-                LoggedRows(registry, rows, engine),
-                DatasetFiles(folder / "datasets"),
-                ManifestTable(database),
-                now,
-            ),
+            reads=FeatureReads(registry, watermarks, rows, queries, join),
+            datasets=datasets,
+            described=described,
+            statistics=statistics,
             vectors=VectorReader(registry, online, RowHistoryReader(database, commits)),
             ingestion=LogIngestion(registry, commits, log, now, own, applier.pass_over),
             metrics=metrics,

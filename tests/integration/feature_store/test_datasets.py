@@ -13,6 +13,7 @@ from foresight.transforms import source_sha256
 from foresight.values import Column, DataType, Field, InvalidValue, MissingPolicy, Transform, ViewFeature, ViewSource
 from services.feature_store.groups import Reference
 from services.feature_store.manifests import DatasetRequest, LoggedSelection, Manifest
+from services.feature_store.splits import TimeSplit
 from services.runtime.errors import DataLoss, FailedPrecondition, NotFound, OutOfRange, TransformMismatch
 from tests.conftest import MakeDatabase
 from tests.integration.feature_store import test_ingestion as logs
@@ -83,8 +84,8 @@ def request(name: str = "first", **options: Any) -> DatasetRequest:
 async def test_rows_follow_the_spine_and_are_read_by_split(store: Store) -> None:
     """Spine columns, then features in the view's order, label and split; defaults filled, FAIL left NULL."""
     await define(store)
-    manifest = await store.datasets.create(request(test_from=at(40)), SPINE)
-    rows = (await store.datasets.read(manifest.id, "")).to_pylist()
+    manifest = await store.create(request(split=TimeSplit(at(40))), SPINE)
+    rows = (await store.read_dataset(manifest.id)).to_pylist()
     assert list(rows[0]) == ["flight", "place", "event_time", "wind", "rain", "hour", "late", "split"]
     assert [(row["flight"], row["wind"], row["rain"], row["hour"], row["split"]) for row in rows] == [
         ("f0", 5.0, 3, 0, "test"),
@@ -94,7 +95,7 @@ async def test_rows_follow_the_spine_and_are_read_by_split(store: Store) -> None
         ("f4", 5.0, 3, 4, "test"),
         ("f5", None, -1, 5, "test"),
     ]
-    assert (await store.datasets.read(manifest.id, "train")).num_rows == 1
+    assert (await store.read_dataset(manifest.id, "train")).num_rows == 1
     assert manifest.splits == (("train", 1), ("test", 5))
     assert (manifest.rows, manifest.commit, manifest.groups) == (6, 2, (Reference("weather", 1),))
     assert await store.datasets.get(manifest.id) == manifest
@@ -111,10 +112,10 @@ async def test_the_same_commit_gives_the_same_hash_after_corrections_and_a_resta
             async with running_store(settings, folder) as store:
                 if not made:
                     await define(store)
-                made.append(await store.datasets.create(request(commit=2, known_by=True), SPINE))
+                made.append(await store.create(request(commit=2, known_by=True), SPINE))
                 await store.write("weather", [{"place": "a", "event_time": at(30), "wind": 99.0}])
-                made.append(await store.datasets.create(request(commit=2, known_by=True), SPINE.combine_chunks()))
-                changed = await store.datasets.create(request(), SPINE)
+                made.append(await store.create(request(commit=2, known_by=True), SPINE.combine_chunks()))
+                changed = await store.create(request(), SPINE)
                 assert changed.content_sha256 != made[0].content_sha256
     assert len({manifest.content_sha256 for manifest in made}) == 1
     assert len({manifest.spine_sha256 for manifest in made}) == 1
@@ -149,7 +150,7 @@ async def test_a_wrong_spine_is_refused_with_every_fault(store: Store) -> None:
     wrong = SPINE.drop_columns("hour").append_column("wind", pa.array([1.0] * 6))
     wrong = wrong.set_column(3, "late", pa.array([True, None, None, True, True, True]))
     with pytest.raises(InvalidValue) as refused:
-        await store.datasets.create(request(), wrong)
+        await store.create(request(), wrong)
     faults = {v.field: v.description for v in refused.value.violations}
     assert faults == {
         "arrow.wind": "has the name of a feature that the view makes",
@@ -163,32 +164,30 @@ async def test_a_wrong_spine_is_refused_with_every_fault(store: Store) -> None:
         (None, "spine"),
     ):
         with pytest.raises(InvalidValue, match=pattern):
-            await store.datasets.create(request(), table)
+            await store.create(request(), table)
     with pytest.raises(OutOfRange):
-        await store.datasets.create(request(commit=3), SPINE)
+        await store.create(request(commit=3), SPINE)
     with pytest.raises(NotFound):
         await store.datasets.get("absent")
     assert (await store.read_as_of("judged", SPINE.slice(0, 0), known_by=True)).num_rows == 0
 
 
 async def test_changed_or_missing_bytes_are_data_loss(store: Store) -> None:
-    """Never handed out; making the dataset again repairs it."""
+    """Never handed out; making the dataset again, or one of the same content, repairs it."""
     await define(store)
-    manifest = await store.datasets.create(request(), SPINE)
-    path = store.folder / "datasets" / f"{manifest.content_sha256}.arrow"
+    manifest = await store.create(request(), SPINE)
+    path = store.folder / "datasets" / f"{manifest.content_sha256}.parquet"
     whole = path.read_bytes()
-    position = whole.index(b"f0f1f2")
-    path.write_bytes(whole[:position] + b"X" + whole[position + 1 :])
-    with pytest.raises(DataLoss):
-        await store.datasets.read(manifest.id, "")
-    path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(DataLoss):
-        await store.datasets.read(manifest.id, "")
-    path.unlink()
-    with pytest.raises(DataLoss):
-        await store.datasets.read(manifest.id, "")
-    await store.datasets.create(request("again"), SPINE)
-    assert (await store.datasets.read(manifest.id, "")).num_rows == 6
+    for damaged in (whole[:200] + b"X" + whole[201:], whole[: len(whole) // 2], None):
+        for repair in (store.create(request("again"), SPINE), store.datasets.recreate(manifest.id)):
+            if damaged is None:
+                path.unlink()
+            else:
+                path.write_bytes(damaged)
+            with pytest.raises(DataLoss):
+                await store.read_dataset(manifest.id)
+            await repair
+            assert (await store.read_dataset(manifest.id)).num_rows == 6
 
 
 async def test_logged_predictions_with_the_outcomes_known_by_then(store: Store, log: LogInMemory) -> None:
@@ -206,10 +205,10 @@ async def test_logged_predictions_with_the_outcomes_known_by_then(store: Store, 
     ]
     selection = LoggedSelection(at(9), at(30), from_event_time=at(4), deployment="delays")
     with pytest.raises(FailedPrecondition, match="reingested"):
-        await store.datasets.create(request(logged=selection), None)
+        await store.create(request(logged=selection), None)
     await logs.take_all(store, log)
-    manifest = await store.datasets.create(request(logged=selection, test_from=at(5)), None)
-    table = await store.datasets.read(manifest.id, "")
+    manifest = await store.create(request(logged=selection, split=TimeSplit(at(5))), None)
+    table = await store.read_dataset(manifest.id)
     assert table.column_names == ["prediction_id", "place", "event_time", "wind", "hour", "late", "split"]
     rows = [
         tuple(row[name] for name in ("prediction_id", "wind", "hour", "late", "split")) for row in table.to_pylist()
@@ -222,6 +221,6 @@ async def test_logged_predictions_with_the_outcomes_known_by_then(store: Store, 
     assert manifest.logged == selection
     assert manifest.spine_sha256 == ""
     with pytest.raises(FailedPrecondition, match="no logged prediction"):
-        await store.datasets.create(request(logged=LoggedSelection(at(2), at(30))), None)
+        await store.create(request(logged=LoggedSelection(at(2), at(30))), None)
     with pytest.raises(InvalidValue):
-        await store.datasets.create(request(logged=selection), SPINE)
+        await store.create(request(logged=selection), SPINE)
