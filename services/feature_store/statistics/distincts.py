@@ -43,12 +43,15 @@ class DistinctSketch:
 def _different(hashes: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """The different ones, sorted: sorting takes less time than the hash table of np.unique."""
     ordered = np.sort(hashes)
-    return ordered[np.concatenate([np.ones(min(len(ordered), 1), np.bool_), ordered[1:] != ordered[:-1]])]
+    first = np.ones(len(ordered), np.bool_)
+    np.not_equal(ordered[1:], ordered[:-1], out=first[1:])
+    return ordered[first]
 
 
 def hash_numbers(values: NDArray[Any]) -> NDArray[np.uint64]:
     """Hashes of int64 or float64 values by their bits: the finalizer of SplitMix64 (Steele, Lea and Flood 2014)."""
-    bits: NDArray[np.uint64] = values.view(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+    bits: Any = values.view(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
     bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return bits ^ (bits >> np.uint64(31))
+    hashes: NDArray[np.uint64] = bits ^ (bits >> np.uint64(31))
+    return hashes

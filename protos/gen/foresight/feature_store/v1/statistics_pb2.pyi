@@ -67,14 +67,16 @@ Global___StatisticsTarget: _TypeAlias = StatisticsTarget  # noqa: Y015
 
 @_typing.final
 class CommitRows(_message.Message):
-    """Rows of one commit."""
+    """Rows of one commit, without tombstones."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     GROUP_FIELD_NUMBER: _builtins.int
     COMMIT_FIELD_NUMBER: _builtins.int
     commit: _builtins.int
-    """Number of the commit; 0: the group's last one."""
+    """Number of the commit; 0: the group's last one. NOT_FOUND for a commit of another group, OUT_OF_RANGE for one that
+    does not exist yet, FAILED_PRECONDITION for 0 when the group has no rows.
+    """
     @_builtins.property
     def group(self) -> _types_pb2.VersionRef:
         """The group; version 0: the latest."""
@@ -102,7 +104,9 @@ class LatestRows(_message.Message):
     GROUP_FIELD_NUMBER: _builtins.int
     COMMIT_FIELD_NUMBER: _builtins.int
     commit: _builtins.int
-    """Only commits up to this one; 0: all."""
+    """Only commits up to this one; 0: all. OUT_OF_RANGE for one that does not exist yet, FAILED_PRECONDITION when the group
+    has no rows by then.
+    """
     @_builtins.property
     def group(self) -> _types_pb2.VersionRef:
         """The group; version 0: the latest."""
@@ -213,24 +217,48 @@ Global___GetStatisticsRequest: _TypeAlias = GetStatisticsRequest  # noqa: Y015
 
 @_typing.final
 class GetStatisticsResponse(_message.Message):
-    """Part of the answer of GetStatistics."""
+    """Part of the answer of GetStatistics.
+
+    The table has one row per column of the rows: of a group its keys, `event_time` and features, of a dataset all. NaN
+    and infinity count as NULL; figures are about the other values only, and NULL or empty where they do not apply. Of
+    float vectors they are those of the Euclidean norms, of other types than a feature can have only `rows` and `nulls`.
+    Figures are exact up to 1,048,576 rows (fewer with more than 32 columns; `distinct` and `top_counts` of texts: 65,536),
+    and `rows`, `nulls`, `min`, `max`, means and lengths always. Beyond that ranks, and so quantiles and histogram counts,
+    are within 0.1 % of the rows, `distinct` has a standard error of 0.8 % from 16,384 different values on, and a count of
+    `top_counts` may be too low by 1 / 4,096 of the rows where there are more than 4,096 different values.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     ARROW_FIELD_NUMBER: _builtins.int
+    TARGET_FIELD_NUMBER: _builtins.int
     arrow: _builtins.bytes
-    """Next bytes of the Arrow IPC stream: one row per column with `column`, `type`, `rows`, `nulls`, `distinct`
-    (approximate), `min`, `max`, `mean`, `standard_deviation` (of the sample), `quantiles` (1, 5, 25, 50, 75, 95, 99 %),
-    `histogram_edges`, `histogram_counts`, `top_values`, `top_counts`, and for texts their lengths' `min`, `max`, `mean`.
+    """Next bytes of the Arrow IPC stream, with the columns
+    - `column`, `type` (such as `int64`; an Arrow type when features have none like it),
+    - `rows`, `nulls`, `distinct` (int64),
+    - `min`, `max`: as texts, to the last digit; instants in ISO 8601; texts are compared by code points,
+    - `mean`, `standard_deviation` (of the sample): of bools as 0 and 1, of timestamps in microseconds since 1970,
+    - `quantiles`: a list of seven, for 1, 5, 25, 50, 75, 95, 99 %: the smallest value that so many do not exceed,
+    - `histogram_edges`, `histogram_counts`: at most 20 bins of one width from `min` to `max`, each without its upper
+      edge but the last one; of integers and timestamps the width is a whole number and the last edge may lie above
+      `max`; the counts sum to the values,
+    - `top_values` (texts as `min`), `top_counts`: the ten most frequent values, ties by value; where more than ten are
+      different, only those that occur more than once,
+    - `length_min`, `length_max` (int64), `length_mean`: of texts, in characters.
     """
+    @_builtins.property
+    def target(self) -> Global___StatisticsTarget:
+        """In the first part: the target with its versions and commits filled in."""
+
     def __init__(
         self,
         *,
         arrow: _builtins.bytes = ...,
+        target: Global___StatisticsTarget | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["target", b"target"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arrow", b"arrow"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arrow", b"arrow", "target", b"target"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -268,24 +296,45 @@ Global___CompareStatisticsRequest: _TypeAlias = CompareStatisticsRequest  # noqa
 
 @_typing.final
 class CompareStatisticsResponse(_message.Message):
-    """Part of the answer of CompareStatistics."""
+    """Part of the answer of CompareStatistics.
+
+    Computed from the statistics of both, not from rows. NULL where it does not apply or cannot be known.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     ARROW_FIELD_NUMBER: _builtins.int
+    REFERENCE_FIELD_NUMBER: _builtins.int
+    CURRENT_FIELD_NUMBER: _builtins.int
     arrow: _builtins.bytes
-    """Next bytes of the Arrow IPC stream: one row per column that both have, with `column`, `type`, `reference_rows`,
-    `current_rows`, `null_share_change`, `mean_change` (in standard deviations of the reference),
-    `population_stability_index`, `kolmogorov_smirnov` (numbers), `new_values_share` (others).
+    """Next bytes of the Arrow IPC stream: one row per column that both have, in the reference's order, with the columns
+    - `column`, `type` (of the current rows), `reference_rows`, `current_rows`,
+    - `null_share_change`: share of NULLs of the current rows less that of the reference,
+    - `mean_change`: in standard deviations of the reference,
+    - `population_stability_index`: over the deciles of the reference, or its 20 most frequent values and the rest, with
+      half a row added to each bin; below 0.1 is commonly read as no change, above 0.25 as a large one,
+    - `kolmogorov_smirnov`: greatest difference of the distribution functions, within 0.006 (not for texts and bools),
+    - `new_values_share`: share of the values of texts and bools that the reference does not have, where both have at
+      most 1,000 different ones.
     """
+    @_builtins.property
+    def reference(self) -> Global___StatisticsTarget:
+        """In the first part: both targets with their versions and commits filled in."""
+
+    @_builtins.property
+    def current(self) -> Global___StatisticsTarget:
+        """See reference."""
+
     def __init__(
         self,
         *,
         arrow: _builtins.bytes = ...,
+        reference: Global___StatisticsTarget | None = ...,
+        current: Global___StatisticsTarget | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["current", b"current", "reference", b"reference"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arrow", b"arrow"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arrow", b"arrow", "current", b"current", "reference", b"reference"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
