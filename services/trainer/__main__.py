@@ -22,6 +22,7 @@ from services.runtime.settings import load_settings
 from services.trainer.artifacts import FolderArtifacts
 from services.trainer.batch import BatchPrediction
 from services.trainer.config import TrainerSettings
+from services.trainer.declarations import Declarations, declare_again
 from services.trainer.evaluation import Evaluation
 from services.trainer.executor import open_executor
 from services.trainer.feature_store_client import FeatureStoreClient
@@ -61,7 +62,7 @@ async def _run(settings: TrainerSettings) -> None:
 
         feature_store = FeatureStoreClient(channel)
         artifacts = FolderArtifacts(settings.state_folder / "artifacts")
-        registry = Registry(database, system_clock)
+        registry = Registry(database, system_clock, Declarations(feature_store))
         scorers = Scorers(artifacts)
         evaluation = Evaluation(registry, scorers, feature_store)
         flywheel = Flywheel(registry, evaluation, system_clock, own_metrics)
@@ -81,7 +82,10 @@ async def _run(settings: TrainerSettings) -> None:
             BatchPredictionServicer(batch), server.grpc
         )
         flywheel_pb2_grpc.add_FlywheelServiceServicer_to_server(FlywheelServicer(flywheel, registry), server.grpc)
-        await server.run(SERVICES, lambda: own_metrics.observe(registry))
+        async with asyncio.TaskGroup() as tasks:
+            again = tasks.create_task(declare_again(registry.declare_again))
+            await server.run(SERVICES, lambda: own_metrics.observe(registry))
+            again.cancel()
 
 
 if __name__ == "__main__":

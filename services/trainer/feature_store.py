@@ -1,7 +1,9 @@
-"""What the trainer needs of the feature store, as a protocol; `feature_store_client.py` speaks to the real one."""
+"""What the trainer needs of the feature store, as protocols; `feature_store_client.py` speaks to the real one."""
 
 from __future__ import annotations
 
+import enum
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -22,7 +24,36 @@ class DatasetManifest:
     label: Field
 
 
-class FeatureStore(Protocol):
+class ThingKind(enum.Enum):
+    """Kinds of things in the lineage that the trainer makes, or makes things of; named as on the wire."""
+
+    FEATURE_VIEW = "feature view"
+    TRAINING_DATASET = "training dataset"
+    MODEL = "model"
+    DEPLOYMENT = "deployment"
+
+
+@dataclass(frozen=True, slots=True)
+class Thing:
+    """A thing with lineage; `version` is 0 for kinds without versions."""
+
+    kind: ThingKind
+    name: str
+    version: int = 0
+
+
+class Uses(Protocol):
+    """Keeps who uses what: what is used cannot be dropped."""
+
+    async def declare(self, user: Thing, used: Sequence[Thing]) -> None:
+        """Says what a thing uses, instead of what was said before; nothing: it is gone.
+
+        Raises NotFound for what is used and does not exist, Unavailable.
+        """
+        ...
+
+
+class FeatureStore(Uses, Protocol):
     """Reads of the feature store. Each raises NotFound, FailedPrecondition, ... as the store says, LimitExceeded for
     a table that is too large, and Unavailable when the store does not answer."""
 

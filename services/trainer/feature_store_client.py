@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -11,6 +11,8 @@ import grpc
 import pyarrow as pa
 
 from foresight.feature_store.v1 import (
+    lineage_pb2,
+    lineage_pb2_grpc,
     offline_pb2,
     offline_pb2_grpc,
     query_pb2,
@@ -25,7 +27,7 @@ from foresight.values import FeatureView, InvalidValue
 from foresight.wire import decode_field, decode_view, encode_instant
 from services.runtime.channel import translated
 from services.runtime.errors import DataLoss, LimitExceeded
-from services.trainer.feature_store import DatasetManifest
+from services.trainer.feature_store import DatasetManifest, Thing
 from services.trainer.models import VersionRef
 
 UPSTREAM = "feature store"
@@ -42,6 +44,7 @@ class FeatureStoreClient:
         self._offline: Any = offline_pb2_grpc.OfflineFeatureServiceStub(channel)
         self._datasets: Any = training_dataset_pb2_grpc.TrainingDatasetServiceStub(channel)
         self._registry: Any = registry_pb2_grpc.FeatureRegistryServiceStub(channel)
+        self._lineage: Any = lineage_pb2_grpc.LineageServiceStub(channel)
         self._views: OrderedDict[VersionRef, FeatureView] = OrderedDict()
 
     async def manifest(self, dataset_id: str) -> DatasetManifest:
@@ -96,6 +99,12 @@ class FeatureStoreClient:
         with translated(UPSTREAM):
             return await _table(self._offline.ReadAsOf(_as_of_requests(view, spine), timeout=READ_TIMEOUT_S))
 
+    async def declare(self, user: Thing, used: Sequence[Thing]) -> None:
+        """See Uses."""
+        request = lineage_pb2.DeclareUsesRequest(user=_thing(user), used=[_thing(thing) for thing in used])
+        with translated(UPSTREAM):
+            await self._lineage.DeclareUses(request, timeout=LOOKUP_TIMEOUT_S)
+
 
 async def _as_of_requests(view: VersionRef, spine: pa.Table) -> AsyncIterator[offline_pb2.ReadAsOfRequest]:
     header: offline_pb2.AsOfHeader | None = offline_pb2.AsOfHeader(view=_ref(view))
@@ -122,3 +131,8 @@ async def _table(responses: Any) -> pa.Table:
 
 def _ref(ref: VersionRef) -> types_pb2.VersionRef:
     return types_pb2.VersionRef(name=ref.name, version=ref.version)
+
+
+def _thing(thing: Thing) -> lineage_pb2.Thing:
+    kind = lineage_pb2.ThingKind.Value(f"THING_KIND_{thing.kind.name}")
+    return lineage_pb2.Thing(kind=kind, name=thing.name, version=thing.version)

@@ -53,6 +53,11 @@ class Lineage:
     pipeline: Mapping[str, object]
     sklearn_version: str
 
+    @property
+    def dataset_ids(self) -> tuple[str, ...]:
+        """The datasets it was trained and tested on, each once."""
+        return tuple(dict.fromkeys(s.dataset_id for s in (*self.train, *self.test)))
+
 
 @dataclass(frozen=True, slots=True)
 class Quality:

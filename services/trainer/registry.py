@@ -10,15 +10,21 @@ import contextlib
 from collections.abc import Awaitable, Iterator, Sequence
 from typing import TypeVar
 
+import structlog
+
 from services.runtime.clock import Clock
 from services.runtime.database import Database
 from services.runtime.errors import FailedPrecondition, LimitExceeded, NotFound, StaleEtag
 from services.runtime.ids import new_id
+from services.trainer.declarations import Declarations
 from services.trainer.models import Decision, Deployment, Judgement, ModelVersion, NewVersion, VersionRef
 from services.trainer.postgres import decisions, deployments, versions
 
+log = structlog.get_logger()
+
 T = TypeVar("T")
 LIST_MAX = 1_000
+DECLARED_AT_ONCE = 200
 DEPLOYMENTS_MAX = 256
 CHAMPION = "champion"
 CHALLENGER = "challenger"
@@ -27,19 +33,22 @@ CHALLENGER = "challenger"
 class Registry:
     """Model versions, aliases, deployments and the decisions that moved them."""
 
-    def __init__(self, database: Database, clock: Clock) -> None:
+    def __init__(self, database: Database, clock: Clock, declarations: Declarations) -> None:
         self._database = database
         self._clock = clock
+        self._declarations = declarations
         self._subscribers: set[asyncio.Event] = set()
 
     async def register(self, new: NewVersion) -> ModelVersion:
         """Stores a version under the model's next number.
 
         When the model's latest version has the same artifact, signature and lineage, that one is answered: a
-        training that is repeated changes nothing.
+        training that is repeated changes nothing. Raises NotFound when what it is made of is gone, Unavailable while
+        the feature store cannot be told of it.
         """
         async with self._database.transaction() as connection:
             ref = await versions.add_version(connection, new, self._clock())
+            await self._declarations.model(ref, new.view, new.lineage.dataset_ids)
             return await _existing(versions.find_version(connection, ref), "model", ref)
 
     async def version(self, ref: VersionRef, alias: str = "") -> ModelVersion:
@@ -81,7 +90,8 @@ class Registry:
         """Creates or changes a deployment, and points the alias `champion` at its version.
 
         A change to what is there already keeps etag and time. Raises NotFound for the model, StaleEtag when `etag`
-        is given and is not the present one, LimitExceeded beyond DEPLOYMENTS_MAX deployments.
+        is given and is not the present one, LimitExceeded beyond DEPLOYMENTS_MAX deployments, Unavailable while the
+        feature store cannot be told of it.
         """
         async with self._database.transaction() as connection:
             before = await deployments.lock_deployment(connection, name)
@@ -91,6 +101,7 @@ class Registry:
             if before is None and await deployments.count_deployments(connection) >= DEPLOYMENTS_MAX:
                 raise LimitExceeded(f"there are {DEPLOYMENTS_MAX} deployments already", limit="deployments")
             if before is None or before.version.ref != version.ref:
+                await self._declare(name, version)
                 await deployments.put_deployment(connection, name, version.ref, new_id(), self._clock())
             await versions.point_alias(connection, version.ref, CHAMPION)
             after = await _existing(deployments.find_deployment(connection, name), "deployment", name)
@@ -110,7 +121,7 @@ class Registry:
         """Stores a decision and, when it promotes, moves deployment and alias in the same transaction.
 
         `etag` is the deployment's when the champion was measured; StaleEtag when it has changed since. Somebody
-        else's decision on the same question that came first is answered instead.
+        else's decision on the same question that came first is answered instead. Unavailable as for `set_deployment`.
         """
         judgement = decision.judgement
         async with self._database.transaction() as connection:
@@ -123,6 +134,9 @@ class Registry:
             await decisions.add_decision(connection, decision)
             if decision.promoted:
                 name, challenger = judgement.deployment, judgement.challenger
+                await self._declare(
+                    name, await _existing(versions.find_version(connection, challenger), "model", challenger)
+                )
                 await deployments.put_deployment(connection, name, challenger, new_id(), self._clock())
                 await versions.point_alias(connection, challenger, CHAMPION)
         self._notify()
@@ -132,6 +146,34 @@ class Registry:
         """The newest decisions of a deployment (or of all), oldest first, at most LIST_MAX."""
         async with self._database.transaction() as connection:
             return await decisions.newest_decisions(connection, deployment, LIST_MAX)
+
+    async def declare_again(self) -> int:
+        """Declares all versions and deployments once more; answers how many.
+
+        Those whose data the feature store has lost are left out, and named in the log. Raises Unavailable.
+        """
+        declared, last, full = 0, None, True
+        while full:
+            async with self._database.transaction() as connection:
+                page = await versions.next_versions(connection, last, DECLARED_AT_ONCE)
+            for version in page:
+                declared += await _left_out_if_lost(
+                    self._declarations.known_model(version.ref, version.view, version.lineage.dataset_ids)
+                )
+            full = len(page) == DECLARED_AT_ONCE
+            last = page[-1].ref if page else last
+        for deployment in await self.deployments():
+            # Locked: it is not to be declared as it was before a change.
+            async with self._database.transaction() as connection:
+                present = await deployments.lock_deployment(connection, deployment.name)
+                if present is not None:
+                    declared += await _left_out_if_lost(self._declare(present.name, present.version))
+        return declared
+
+    async def _declare(self, deployment: str, version: ModelVersion) -> None:
+        # The model, too: one that was registered by an earlier release was never declared.
+        await self._declarations.known_model(version.ref, version.view, version.lineage.dataset_ids)
+        await self._declarations.deployment(deployment, version.ref)
 
     @contextlib.contextmanager
     def subscribe(self) -> Iterator[asyncio.Event]:
@@ -153,6 +195,16 @@ async def _existing(find: Awaitable[T | None], kind: str, name: object) -> T:
     if found is None:
         raise NotFound(kind, str(name))
     return found
+
+
+async def _left_out_if_lost(declaring: Awaitable[None]) -> bool:
+    """Whether something could be declared."""
+    try:
+        await declaring
+    except FailedPrecondition as error:
+        log.warning("not_declared", reason=error.message)
+        return False
+    return True
 
 
 def _same_margin(decision: Decision | None, judgement: Judgement) -> Decision | None:

@@ -33,6 +33,10 @@ _NEWEST = (
     f"SELECT {VERSION_COLUMNS} FROM model_versions v WHERE :model = '' OR v.model = :model "  # noqa: S608
     "ORDER BY v.created_at DESC, v.model, v.version DESC LIMIT :limit"
 )
+_NEXT = (
+    f"SELECT {VERSION_COLUMNS} FROM model_versions v WHERE (v.model, v.version) > (:model, :version) "  # noqa: S608
+    "ORDER BY v.model, v.version LIMIT :limit"
+)
 # Also when the model exists already: the update locks its row until the transaction ends.
 _LOCK = """
     INSERT INTO models (name, latest_version) VALUES (:model, 0)
@@ -98,6 +102,13 @@ async def find_version(connection: AsyncConnection, ref: VersionRef, alias: str 
 async def newest_versions(connection: AsyncConnection, model: str, limit: int) -> Sequence[ModelVersion]:
     """The newest versions of a model, or of all."""
     rows = await connection.execute(text(_NEWEST), {"model": model, "limit": limit})
+    return [load_version(row) for row in rows.mappings()]
+
+
+async def next_versions(connection: AsyncConnection, after: VersionRef | None, limit: int) -> Sequence[ModelVersion]:
+    """The versions of all models after one, by model and version."""
+    values = {"model": after.name if after else "", "version": after.version if after else 0, "limit": limit}
+    rows = await connection.execute(text(_NEXT), values)
     return [load_version(row) for row in rows.mappings()]
 
 

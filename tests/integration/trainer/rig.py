@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,15 +14,16 @@ import pyarrow.compute as pc
 
 from foresight.values import DataType, FeatureView, Field, ViewFeature, ViewSource
 from services.runtime.database import Database, open_database
-from services.runtime.errors import NotFound
+from services.runtime.errors import NotFound, Unavailable
 from services.runtime.metrics import Metrics
 from services.runtime.settings import DatabaseSettings
 from services.trainer.__main__ import MIGRATIONS
 from services.trainer.artifacts import FolderArtifacts
 from services.trainer.batch import BatchPrediction
+from services.trainer.declarations import Declarations
 from services.trainer.evaluation import Evaluation
 from services.trainer.executor import Executor
-from services.trainer.feature_store import DatasetManifest, FeatureStore
+from services.trainer.feature_store import DatasetManifest, FeatureStore, Thing, ThingKind
 from services.trainer.flywheel import Flywheel
 from services.trainer.metrics import TrainerMetrics
 from services.trainer.models import DatasetSelection, ModelVersion, VersionRef
@@ -103,6 +104,10 @@ class MemoryStore:
     tables: dict[str, pa.Table] = field(default_factory=dict)
     views: dict[str, VersionRef] = field(default_factory=dict)
     schedule: pa.Table = field(default_factory=lambda: schedule(0))
+    uses: dict[Thing, set[Thing]] = field(default_factory=dict)
+    away: bool = False
+    # Names of what it has lost since it was read.
+    lost: set[str] = field(default_factory=set)
 
     def add(self, dataset_id: str, table: pa.Table, view: VersionRef = VIEW_REF) -> None:
         """Adds a training dataset."""
@@ -131,6 +136,15 @@ class MemoryStore:
         table = spine.append_column("wind", pc.if_else(windy, pa.scalar(40.0), pa.scalar(None, pa.float64())))
         table = table.append_column("sky", pc.if_else(windy, pa.scalar("grey"), pa.scalar("clear")))
         return table.append_column("seen_at", pa.nulls(n, pa.timestamp("us", "UTC")))
+
+    async def declare(self, user: Thing, used: Sequence[Thing]) -> None:
+        if self.away:
+            raise Unavailable("the feature store does not answer")
+        for thing in used:
+            known = thing.kind is ThingKind.FEATURE_VIEW or thing.name in self.tables or thing in self.uses
+            if not known or thing.name in self.lost:
+                raise NotFound(thing.kind.value, f"{thing.name} version {thing.version}")
+        self.uses[user] = set(used)
 
 
 def schedule(n: int) -> pa.Table:
@@ -186,7 +200,7 @@ async def running_trainer(
         store.add("jan", flights(1))
         reads: FeatureStore = feature_store or store
         artifacts = FolderArtifacts(folder)
-        registry = Registry(database, lambda: NOW)
+        registry = Registry(database, lambda: NOW, Declarations(reads))
         scorers = Scorers(artifacts)
         evaluation = Evaluation(registry, scorers, reads)
         sink_database = Database(settings, "sink")

@@ -16,6 +16,8 @@ import pytest
 import pytest_asyncio
 
 from foresight.feature_store.v1 import (
+    lineage_pb2,
+    lineage_pb2_grpc,
     offline_pb2,
     offline_pb2_grpc,
     registry_pb2,
@@ -41,6 +43,7 @@ from services.runtime.channel import open_channel
 from services.runtime.metrics import Metrics
 from services.trainer import models
 from services.trainer.executor import WorkerExecutor
+from services.trainer.feature_store import Thing, ThingKind
 from services.trainer.feature_store_client import FeatureStoreClient
 from services.trainer.servicer import (
     BatchPredictionServicer,
@@ -99,6 +102,22 @@ class Offline(offline_pb2_grpc.OfflineFeatureServiceServicer):
             yield offline_pb2.ReadAsOfResponse(arrow=chunk)
 
 
+class Uses(lineage_pb2_grpc.LineageServiceServicer):
+    """The declarations of a MemoryStore."""
+
+    def __init__(self, store: MemoryStore) -> None:
+        self._store = store
+
+    async def DeclareUses(self, request: Any, context: Any) -> lineage_pb2.DeclareUsesResponse:
+        await self._store.declare(_thing(request.user), [_thing(thing) for thing in request.used])
+        return lineage_pb2.DeclareUsesResponse()
+
+
+def _thing(message: lineage_pb2.Thing) -> Thing:
+    kind = lineage_pb2.ThingKind.Name(message.kind).removeprefix("THING_KIND_")
+    return Thing(ThingKind[kind], message.name, message.version)
+
+
 class Views(registry_pb2_grpc.FeatureRegistryServiceServicer):
     """The one view."""
 
@@ -129,6 +148,7 @@ async def channel(
         offline_pb2_grpc.add_OfflineFeatureServiceServicer_to_server(Offline(store), upstream)  # type: ignore[abstract]
         training_dataset_pb2_grpc.add_TrainingDatasetServiceServicer_to_server(Datasets(store), upstream)  # type: ignore[abstract]
         registry_pb2_grpc.add_FeatureRegistryServiceServicer_to_server(Views(), upstream)  # type: ignore[abstract]
+        lineage_pb2_grpc.add_LineageServiceServicer_to_server(Uses(store), upstream)  # type: ignore[abstract]
         await upstream.start()
         client = FeatureStoreClient(await stack.enter_async_context(open_channel(f"unix:{folder}/store.sock")))
         parts = await stack.enter_async_context(running_trainer(postgres_url("trainer"), tmp_path, executor, client))

@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from services.runtime.errors import LimitExceeded, NotFound, StaleEtag
+from services.trainer.declarations import Declarations
 from services.trainer.models import VersionRef
 from services.trainer.registry import Registry
 from services.trainer.watch import WATCHERS_MAX, DeploymentWatch
@@ -94,7 +95,8 @@ async def test_a_change_by_another_replica_is_seen_at_the_next_reading(trainer: 
     states = DeploymentWatch(trainer.registry, asyncio.Event(), reread_s=0.05).follow()
     async with asyncio.timeout(5):
         assert await anext(states) == []
-        await Registry(trainer.database, lambda: NOW).set_deployment("delays", LATE_1)
+        other = Registry(trainer.database, lambda: NOW, Declarations(trainer.store))
+        await other.set_deployment("delays", LATE_1)
         assert [d.name for d in await anext(states)] == ["delays"]
     await states.aclose()  # type: ignore[attr-defined]  # an async generator
 
