@@ -3,9 +3,9 @@
 One process holds the lease and applies; the others follow what it applied and take over when it goes. A commit that was
 published before a crash is applied at the next start, before readiness.
 
-An erasure removes rows from commits that stay. Whoever reads those commits from the database later finds them gone; a
-store that had them carries the erasures out that came since, each in the order of the applier's own work, so that rows
-read before an erasure never outlive it.
+An erasure removes an entity's rows from the commits up to one. A store carries it out once it has all of those
+commits, in the order of the applier's own work, so that rows read before an erasure never outlive it; a store that is
+built anew carries out those that may not have reached the offline rows when it began.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -64,32 +64,55 @@ class PublishedRows(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class ErasedKeys:
-    """Keys of a group whose rows in the commits up to `commit` were erased; `keys` has a column per key of the group.
+class PublishedErasure:
+    """An entity's rows in the commits up to `commit` are to go. Erasures are numbered as they become visible."""
 
-    Erasures are numbered in the order in which they became visible; one may have several of these.
-    """
-
-    erasure: int
-    group_id: int
-    keys: tuple[Column, ...]
+    number: int
     commit: int
 
 
 class Erasures(Protocol):
     """The erasures that online stores carry out."""
 
-    async def after(self, erasure: int, limit: int) -> list[ErasedKeys]:
-        """What the next erasures after one removed, in order and each whole, at most `limit` erasures."""
+    async def after(self, erasure: int, limit: int) -> list[PublishedErasure]:
+        """The next erasures after one, in order, at most `limit`."""
+        ...
+
+    async def settled(self) -> int:
+        """The last erasure of which, as of all before it, no offline row is left; 0 for none."""
+        ...
+
+    async def groups(self, erasure: PublishedErasure) -> list[StoredGroup]:
+        """The groups with rows online that the erasure concerns."""
+        ...
+
+    def keys(
+        self, erasure: PublishedErasure, stored: StoredGroup, held: AsyncIterator[tuple[Column, ...]]
+    ) -> AsyncIterator[tuple[Column, ...]]:
+        """All keys of the entity in a group, batch by batch; `held` are those that the store has."""
         ...
 
 
 class NoErasures:
     """`Erasures` where nothing is ever erased."""
 
-    async def after(self, erasure: int, limit: int) -> list[ErasedKeys]:
+    async def after(self, erasure: int, limit: int) -> list[PublishedErasure]:
         """See `Erasures.after`."""
         return []
+
+    async def settled(self) -> int:
+        """See `Erasures.settled`."""
+        return 0
+
+    async def groups(self, erasure: PublishedErasure) -> list[StoredGroup]:
+        """See `Erasures.groups`."""
+        return []
+
+    def keys(
+        self, erasure: PublishedErasure, stored: StoredGroup, held: AsyncIterator[tuple[Column, ...]]
+    ) -> AsyncIterator[tuple[Column, ...]]:
+        """See `Erasures.keys`."""
+        return held
 
 
 class CatchUp:
@@ -111,38 +134,46 @@ class CatchUp:
             return batch[-1].number
         return applied
 
-    async def erase_next(self, store: AppliedRows, erasure: int, applied: int) -> ErasedKeys | None:
-        """Carries out the next erasures after `erasure`; answers the last one, if there was any."""
-        erased = await self.erasures.after(erasure, BATCH_ERASURES)
-        for entry in erased:
-            stored = await self._group(entry.group_id)
-            if stored is None:
-                continue
-            await store.remove(stored, entry.keys)
-            await self._apply_again(store, entry, applied)
-        if not erased:
-            return None
-        await store.erased(erased[-1].erasure)
-        return erased[-1]
+    async def begin(self, store: AppliedRows) -> None:
+        """Passes over what no commit has any more, in a store to which nothing was applied yet."""
+        settled = await self.erasures.settled()
+        if settled and await store.progress() == (0, 0):
+            await store.erased(settled)
+
+    async def erase_next(self, store: AppliedRows, erasure: int, applied: int) -> PublishedErasure | None:
+        """Carries out the next erasures after `erasure` whose commits are applied; answers the last one, if any."""
+        done = None
+        for found in await self.erasures.after(erasure, BATCH_ERASURES):
+            if found.commit > applied:
+                break
+            for stored in await self.erasures.groups(found):
+                removed = 0
+                async for keys in self.erasures.keys(found, stored, store.keys(stored)):
+                    removed += await store.remove(stored, keys)
+                if removed:
+                    await self._apply_again(store, stored, found.commit, applied)
+            await store.erased(found.number)
+            done = found
+        return done
 
     async def all(self, store: AppliedRows) -> None:
         """Applies and erases until there is nothing more."""
         nothing = HandedOver()
+        await self.begin(store)
         while True:
             progress = await store.progress()
             applied = await self.apply_next(store, progress.commit, nothing)
             if applied == progress.commit and await self.erase_next(store, progress.erasure, applied) is None:
                 return
 
-    async def _apply_again(self, store: AppliedRows, entry: ErasedKeys, applied: int) -> None:
-        """What was written about the keys after the erasure was removed with the rest, and comes again."""
-        number = entry.commit
+    async def _apply_again(self, store: AppliedRows, stored: StoredGroup, number: int, applied: int) -> None:
+        """What was written about the keys after commit `number` was removed with the rest, and comes again."""
         while number < applied:
             batch = _bounded(await self.commits.after(number, BATCH_COMMITS))
             if not batch:
                 return
             number = batch[-1].number
-            mine = [commit for commit in batch if commit.group_id == entry.group_id and commit.number <= applied]
+            mine = [commit for commit in batch if commit.group_id == stored.id and commit.number <= applied]
             await self._apply(store, mine, 0, HandedOver())
 
     async def _apply(
@@ -226,7 +257,7 @@ class Applier:
             async with asyncio.timeout(timeout_s), self._advanced:
                 await self._advanced.wait_for(lambda: self._erased >= erasure)
         except TimeoutError:
-            raise Unavailable("the rows are gone offline, but the online store is behind; repeat the request") from None
+            raise Unavailable("the online store has not carried out the erasure yet") from None
 
     async def run(self) -> None:
         """Applies until it is cancelled; then lets the lease go."""
@@ -252,6 +283,8 @@ class Applier:
 
     async def _lead(self) -> bool:
         """Applies the next commits, or carries out the next erasures; answers whether to go on at once."""
+        if not self.caught_up:
+            await self._catch_up.begin(self._store)
         progress = await self._store.progress()
         if self.caught_up and progress.commit + 1 in self._at_hand and not self._erasures_asked:
             await self._apply_at_hand(progress.commit)
@@ -259,11 +292,8 @@ class Applier:
             return bool(self._at_hand)
         self._erasures_asked = False
         erased = await self._catch_up.erase_next(self._store, progress.erasure, progress.commit)
-        if erased is not None:
-            # They may hold rows that are erased by now.
-            self._at_hand.refuse_until(erased.commit)
         applied = await self._catch_up.apply_next(self._store, progress.commit, self._at_hand)
-        await self._advance(applied, progress.erasure if erased is None else erased.erasure)
+        await self._advance(applied, progress.erasure if erased is None else erased.number)
         if applied > progress.commit or erased is not None:
             return True
         self.caught_up = True

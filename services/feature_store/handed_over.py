@@ -27,7 +27,6 @@ class HandedOver:
         self._commits: dict[int, CommittedRows | None] = {}
         # Rows in memory, by commit.
         self._in_memory: dict[int, int] = {}
-        self._refused_until = 0
 
     def __contains__(self, commit: int) -> bool:
         return commit in self._commits
@@ -37,8 +36,6 @@ class HandedOver:
 
     def add(self, commit: Commit, staged: StagedRows) -> None:
         """Takes the rows of a commit, if there is room."""
-        if commit.number <= self._refused_until:
-            return
         source = staged.rows if not isinstance(staged.rows, pa.Table) else TableRows(staged.rows)
         in_memory = source.num_rows if isinstance(source, TableRows) else 0
         if sum(self._in_memory.values()) + in_memory > TABLE_ROWS_MAX or len(self._commits) >= COMMITS_MAX:
@@ -61,11 +58,6 @@ class HandedOver:
         for number in [number for number in self._commits if number <= applied]:
             del self._commits[number]
             self._in_memory.pop(number, None)
-
-    def refuse_until(self, commit: int) -> None:
-        """Takes no rows of the commits up to one any more, now or later."""
-        self._refused_until = commit
-        self.drop_until(commit)
 
     def clear(self) -> None:
         """Lets go of everything: the database is to be asked."""

@@ -10,7 +10,7 @@ A store is derived from the offline rows: `replacement` makes it anew beside the
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -70,6 +70,10 @@ class AppliedRows(Protocol):
 
     async def remove(self, group: StoredGroup, keys: tuple[Column, ...]) -> int:
         """Removes the rows of keys for good; answers how many there were. Repeating it is harmless."""
+        ...
+
+    def keys(self, group: StoredGroup) -> AsyncIterator[tuple[Column, ...]]:
+        """The keys of a group that have rows, batch by batch, a column per key of the group. For whoever applies."""
         ...
 
     async def erased(self, erasure: int) -> None:

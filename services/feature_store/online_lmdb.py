@@ -11,20 +11,18 @@ import asyncio
 import contextlib
 import struct
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import lmdb
-import numpy as np
-import pyarrow as pa
 
 from foresight.values import Column
 from services.feature_store.generations import Generations
 from services.feature_store.groups import StoredGroup
 from services.feature_store.lmdb_file import Closed, LmdbFile
 from services.feature_store.online import CommittedRows, FoundRow, KeyQuery, Lookup, Progress
-from services.feature_store.row_codec import RowCodecs, stored_key, version_of
+from services.feature_store.row_codec import RowCodecs, group_prefix, latest_per_key, stored_key, version_of, whole_key
 from services.runtime.errors import Unavailable
 from services.runtime.threads import in_thread
 
@@ -33,6 +31,7 @@ MAP_BYTES = 256 << 20
 INLINE_ROWS_MAX = 256
 # Room that a row takes beside its own bytes: key, node, half-empty pages, pages rewritten in the same transaction.
 ROW_ROOM_BYTES = 512
+KEYS_PER_PAGE = 10_000
 # Group ids count from 1, so this is no row's key.
 _STATE_KEY = struct.pack(">I", 0) + b"state"
 _STATE = struct.Struct("<QQQ")
@@ -65,6 +64,10 @@ class LmdbOnlineStore:
         """See `OnlineStore.remove`."""
         async with self._writer:
             return await in_thread(self._live, lambda live: live.remove(group, keys))
+
+    def keys(self, group: StoredGroup) -> AsyncIterator[tuple[Column, ...]]:
+        """See `OnlineStore.keys`."""
+        return _pages(lambda after: self._live(lambda live: live.keys(group, after)))
 
     async def erased(self, erasure: int) -> None:
         """See `OnlineStore.erased`."""
@@ -152,6 +155,10 @@ class LmdbReplacement:
         """See `Replacement.remove`."""
         return await in_thread(self._rows.remove, group, keys)
 
+    def keys(self, group: StoredGroup) -> AsyncIterator[tuple[Column, ...]]:
+        """See `Replacement.keys`."""
+        return _pages(lambda after: self._rows.keys(group, after))
+
     async def erased(self, erasure: int) -> None:
         """See `Replacement.erased`."""
         await in_thread(self._rows.erased, erasure)
@@ -237,8 +244,9 @@ class _Rows:
             for batch in batches:
                 codec = self._codecs.of(batch.group)
                 for rows in batch.rows.batches():
-                    keys, encoded = codec.encode(rows)
-                    _upsert(transaction, _latest_per_key(keys, encoded, rows))
+                    encoded = codec.encode(rows)
+                    latest = latest_per_key(encoded.keys, rows)
+                    _upsert(transaction, {key: encoded.rows[i] for key, i in latest.items()})
             if applied_commit > state.applied:
                 _put_state(transaction, state._replace(applied=applied_commit))
 
@@ -260,12 +268,37 @@ class _Rows:
 
         return self.file.write(delete)
 
+    def keys(self, group: StoredGroup, after: bytes) -> tuple[tuple[Column, ...], bytes]:
+        """The next keys of a group after a stored one, or from the first for b"", and the last stored one."""
+        prefix = group_prefix(group)
+        whole: list[bytes] = []
+        with self.file.reading() as transaction, transaction.cursor() as cursor:
+            _live_state(transaction)
+            found = cursor.set_range(after or prefix)
+            if found and cursor.key() == after:
+                found = cursor.next()
+            while found and len(whole) < KEYS_PER_PAGE and (stored := bytes(cursor.key())).startswith(prefix):
+                whole.append(whole_key(stored, bytes(cursor.value())))
+                after, found = stored, cursor.next()
+        return self._codecs.of(group).key_columns(whole), after
+
     def erased(self, erasure: int) -> None:
         def note(transaction: lmdb.Transaction) -> None:
             state = _live_state(transaction)
             _put_state(transaction, state._replace(erasure=max(erasure, state.erasure)))
 
         self.file.write(note)
+
+
+async def _pages(
+    page: Callable[[bytes], tuple[tuple[Column, ...], bytes]],
+) -> AsyncIterator[tuple[Column, ...]]:
+    after = b""
+    while True:
+        keys, after = await in_thread(page, after)
+        if not len(keys[0]):
+            return
+        yield keys
 
 
 def _state(transaction: lmdb.Transaction) -> _State:
@@ -282,16 +315,6 @@ def _live_state(transaction: lmdb.Transaction) -> _State:
 
 def _put_state(transaction: lmdb.Transaction, state: _State) -> None:
     transaction.put(_STATE_KEY, _STATE.pack(*state))
-
-
-def _latest_per_key(keys: list[bytes], rows: list[bytes], table: pa.RecordBatch) -> dict[bytes, bytes]:
-    items = dict(zip(keys, rows, strict=True))
-    if len(items) < len(keys):
-        times = np.asarray(table["event_time"].cast(pa.int64()))
-        # The last one of a key stays: the latest.
-        order: Iterable[int] = np.lexsort((np.asarray(table["commit"]), times)).tolist()
-        items = {keys[i]: rows[i] for i in order}
-    return items
 
 
 def _upsert(transaction: lmdb.Transaction, items: dict[bytes, bytes]) -> None:

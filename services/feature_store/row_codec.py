@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -62,6 +62,14 @@ _HEAD_DTYPE = np.dtype(
 CODECS_MAX = 4_096
 
 
+class EncodedRows(NamedTuple):
+    """Bytes of rows: of each its whole key, the key under which it is stored, and the row."""
+
+    whole_keys: list[bytes]
+    keys: list[bytes]
+    rows: list[bytes]
+
+
 class RowCodec:
     """Encodes and decodes keys and rows of one state of a group version."""
 
@@ -102,10 +110,21 @@ class RowCodec:
                     keys[row] = None
         return keys
 
+    def key_columns(self, whole: Sequence[bytes]) -> tuple[Column, ...]:
+        """The entities of whole keys, one column per key of the group."""
+        values: list[list[Any]] = [[] for _ in self._group.entity_keys]
+        for key in whole:
+            offset = _GROUP_ID.size
+            for taken in values:
+                value, offset = _read_key(key, offset)
+                taken.append(value)
+        fields = zip(self._group.entity_keys, values, strict=True)
+        return tuple(Column.build(field.name, field.type, taken) for field, taken in fields)
+
     # Rows
 
-    def encode(self, rows: pa.Table | pa.RecordBatch) -> tuple[list[bytes], list[bytes]]:
-        """Stored keys and rows of a table with keys, features, `event_time`, `commit` and `deleted`."""
+    def encode(self, rows: pa.RecordBatch) -> EncodedRows:
+        """The bytes of rows with keys, features, `event_time`, `commit` and `deleted`."""
         n = rows.num_rows
         key_columns = tuple(column_from_arrow(rows[f.name], f) for f in self._group.entity_keys)
         # Stored rows have no NULL keys.
@@ -116,14 +135,14 @@ class RowCodec:
         if texts:
             encoded = [b"".join(parts) for parts in zip(encoded, *texts, strict=True)]
         if self._key_dtype is not None or max(map(len, whole), default=0) <= KEY_BYTES_MAX:
-            return whole, encoded
+            return EncodedRows(whole, whole, encoded)
         stored = [stored_key(key) for key in whole]
         for i, key in enumerate(whole):
             if stored[i] is not key:
                 row = bytearray(encoded[i] + key)
                 row[1] |= _DIGESTED
                 encoded[i] = bytes(row)
-        return stored, encoded
+        return EncodedRows(whole, stored, encoded)
 
     def _whole_keys(self, columns: tuple[Column, ...]) -> list[bytes]:
         if self._key_dtype is None:
@@ -136,21 +155,21 @@ class RowCodec:
         data, width = keys.tobytes(), keys.dtype.itemsize
         return [data[i : i + width] for i in range(0, len(data), width)]
 
-    def _fixed_part(self, rows: pa.Table | pa.RecordBatch) -> tuple[NDArray[Any], list[list[bytes]]]:
+    def _fixed_part(self, rows: pa.RecordBatch) -> tuple[NDArray[Any], list[list[bytes]]]:
         """The structured array of everything of fixed width, and the bytes of each text column."""
         n = rows.num_rows
         fixed = np.zeros(n, self._dtype)
         head = np.zeros(n, _HEAD_DTYPE)
         head["layout"] = LAYOUT
-        head["flags"] = np.where(_flat(rows["deleted"]).to_numpy(zero_copy_only=False), _DELETED, 0)
-        head["time"] = np.asarray(_flat(rows["event_time"]).cast(pa.int64()))
-        head["commit"] = np.asarray(_flat(rows["commit"]))
+        head["flags"] = np.where(rows["deleted"].to_numpy(zero_copy_only=False), _DELETED, 0)
+        head["time"] = np.asarray(rows["event_time"].cast(pa.int64()))
+        head["commit"] = np.asarray(rows["commit"])
         head["features"], head["texts_at"] = self._count, self._dtype.itemsize
         fixed["head"] = head.view(f"V{_HEADER.size}")
         bits = np.zeros((n, self._shape.bitmap_bytes * 8), np.uint8)
         texts: list[list[bytes]] = []
         for i, feature in enumerate(self._group.features):
-            array = _flat(rows[feature.name])
+            array = rows[feature.name]
             bits[:, i] = np.asarray(array.is_valid())
             if feature.type is DataType.STRING:
                 filled = array.fill_null("")
@@ -230,10 +249,36 @@ def stored_key(whole: bytes) -> bytes:
     return whole[: _GROUP_ID.size] + _DIGEST_TAG + hashlib.blake2b(whole, digest_size=32).digest()
 
 
+def whole_key(stored: bytes, row: bytes) -> bytes:
+    """The whole key of a stored key and its row."""
+    if stored[_GROUP_ID.size : _GROUP_ID.size + 1] != _DIGEST_TAG:
+        return stored
+    # The digest stands for a key that is longer than what it would have been stored under; it ends the row.
+    for start in range(len(row) - KEY_BYTES_MAX - 1, -1, -1):
+        if row.startswith(stored[: _GROUP_ID.size], start) and stored_key(row[start:]) == stored:
+            return row[start:]
+    raise ValueError("a row does not have the key under which it is stored")
+
+
+def group_prefix(stored: StoredGroup) -> bytes:
+    """What all stored keys of a group begin with."""
+    return _GROUP_ID.pack(stored.id)
+
+
 def version_of(row: bytes) -> tuple[int, int]:
     """(event time, commit) of stored bytes: the greater one is the later row."""
     time, commit = _VERSION.unpack_from(row, _VERSION_OFFSET)
     return time, commit
+
+
+def latest_per_key(keys: Sequence[bytes], rows: pa.RecordBatch) -> dict[bytes, int]:
+    """Position of the latest row of each key."""
+    latest = dict(zip(keys, range(len(keys)), strict=True))
+    if len(latest) < len(keys):
+        order: list[int] = np.lexsort((rows["commit"], rows["event_time"].cast(pa.int64()))).tolist()
+        # The last one of a key stays.
+        latest = {keys[i]: i for i in order}
+    return latest
 
 
 def _default(group: FeatureGroup, feature: Field) -> Any:
@@ -251,12 +296,6 @@ def _fixed_key_dtype(types: Sequence[DataType]) -> np.dtype[Any]:
     return np.dtype(parts)
 
 
-def _flat(column: pa.ChunkedArray | pa.Array) -> pa.Array:
-    if not isinstance(column, pa.ChunkedArray):
-        return column
-    return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks)
-
-
 def _int_key(value: int) -> bytes:
     return _INT_KEY.pack(b"i", value)
 
@@ -268,6 +307,18 @@ def _bool_key(value: bool) -> bytes:
 def _text_key(value: str) -> bytes:
     data = value.encode()
     return _TEXT_KEY.pack(b"s", len(data)) + data
+
+
+def _read_key(key: bytes, offset: int) -> tuple[Any, int]:
+    """The part of a whole key that begins at an offset, and where the next one begins."""
+    match key[offset : offset + 1]:
+        case b"i":
+            return _INT_KEY.unpack_from(key, offset)[1], offset + _INT_KEY.size
+        case b"b":
+            return key[offset + 1] == 1, offset + 2
+    start = offset + _TEXT_KEY.size
+    end = start + _TEXT_KEY.unpack_from(key, offset)[1]
+    return key[start:end].decode(), end
 
 
 _KEY_WRITERS: dict[DataType, Any] = {

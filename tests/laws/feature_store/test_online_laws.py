@@ -214,6 +214,30 @@ def test_composite_keys_stay_apart_also_when_they_are_digested(first: str) -> No
     with_store(run)
 
 
+def test_the_keys_of_a_group_are_told_whole_and_once() -> None:
+    """Also those that are stored as digests, and none of another group."""
+
+    async def run(store: OnlineStore) -> None:
+        empty = (None,) * len(FEATURES)
+        entities = [(LONG, 1, True), (LONG + "1", -(2**63), False), ("", 0, False), ("é", 23, True)]
+        for group in GROUPS:
+            mine = entities if group is GROUPS[0] else entities[:1]
+            rows: list[Row] = [(entity, 5, 1, False, (None, None, None, LONG, None, None, "x")) for entity in mine]
+            await store.apply(1, [committed(group, rows)])
+        await store.apply(2, [committed(GROUPS[0], [(entities[0], 6, 2, True, empty)])])
+        for group, wanted in zip(GROUPS, (entities, entities[:1]), strict=True):
+            told = [
+                entity
+                async for columns in store.keys(group)
+                for entity in zip(*(column.to_list() for column in columns), strict=True)
+            ]
+            assert sorted(map(repr, told)) == sorted(map(repr, wanted))
+        nobody = StoredGroup(3, GROUPS[0].group)
+        assert [columns async for columns in store.keys(nobody)] == []
+
+    with_store(run)
+
+
 def test_what_was_removed_is_gone_and_may_come_again() -> None:
     """Long keys too; a key without a row, or with a NULL, is no fault."""
 
