@@ -11,7 +11,7 @@ with Client() as client:
 from foresight.client.batch import BatchRun
 from foresight.client.client import Client
 from foresight.client.connection import Connection, Retry, Target
-from foresight.client.datasets import Logged, TrainingDataset
+from foresight.client.datasets import HashSplit, Logged, TrainingDataset
 from foresight.client.errors import (
     Aborted,
     AlreadyExists,
@@ -81,6 +81,7 @@ __all__ = [
     "FeatureView",
     "Field",
     "ForesightError",
+    "HashSplit",
     "IngestionStatus",
     "Internal",
     "InvalidArgument",

@@ -13,6 +13,7 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -171,6 +172,16 @@ class Connection:
                 stream.cancel()
 
         return self.retry.run(attempt)
+
+    @contextmanager
+    def streamed(self, start: Callable[[], Iterable[Response]]) -> Iterator[Iterator[Response]]:
+        """The stream that `start` opens, for those who use its parts as they come: it is never asked for again."""
+        stream: Any = start()
+        try:
+            yield self._translated(stream)
+        finally:
+            # A reader that stopped early must not leave the call open.
+            stream.cancel()
 
     def _translated(self, stream: Iterable[Response]) -> Iterator[Response]:
         try:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from datetime import datetime
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from typing import Any
 
 import pyarrow as pa
 
 from foresight.client.connection import READ_S, Calls, Connection
 from foresight.client.features import VersionRef, describe_view, encode_optional, spine_fields, upload_chunks
-from foresight.client.frames import Output, Progress, from_table, read_table, to_table
+from foresight.client.frames import Output, Progress, RowStream, from_table, read_table, to_table
 from foresight.feature_store.v1 import training_dataset_pb2, training_dataset_pb2_grpc
 from foresight.types.v1 import types_pb2
 from foresight.values import Field, InvalidValue
 from foresight.wire import decode_field, decode_instant, decode_optional_instant, encode_instant
+
+_PAGE_SIZE = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +36,28 @@ class Logged:
 
 
 @dataclass(frozen=True, slots=True)
+class HashSplit:
+    """Splits a training dataset by a seeded hash of entity keys: all rows of a key are in one split, whatever their
+    order.
+
+    `test_share` and `validation_share` are shares of keys in [0, 1), together less than 1; the others are `train`.
+    `keys` are hashed together; empty: all entity keys of the view. Another `seed` puts other keys into each split.
+    """
+
+    test_share: float = 0.0
+    validation_share: float = 0.0
+    seed: int = 0
+    keys: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class TrainingDataset:
-    """The manifest of a training dataset; with the commits it names it can be created again, to the same hash."""
+    """The manifest of a training dataset; with the commits it names it can be created again, to the same hash.
+
+    `max_ages` are in the order of `groups`, None for none; `transforms` are functions with the SHA-256 of their source.
+    `stored` is False once the rows were purged; `forgotten_at` says that an entity in them was forgotten, so that they
+    cannot be made again.
+    """
 
     id: str
     name: str
@@ -50,7 +73,14 @@ class TrainingDataset:
     features: tuple[Field, ...]
     label: Field
     test_from: datetime | None = None
+    validation_from: datetime | None = None
+    hash_split: HashSplit | None = None
     logged: Logged | None = None
+    stored: bool = True
+    stored_bytes: int = 0
+    transforms: Mapping[str, str] = field(default_factory=dict)
+    max_ages: tuple[timedelta | None, ...] = ()
+    forgotten_at: datetime | None = None
 
 
 class DatasetCalls(Calls):
@@ -70,15 +100,19 @@ class DatasetCalls(Calls):
         version: int = 0,
         known_by: bool = False,
         commit: int = 0,
+        as_of_time: datetime | None = None,
+        validation_from: datetime | None = None,
         test_from: datetime | None = None,
+        hash_split: HashSplit | None = None,
         progress: Progress | None = None,
         timeout_s: float = READ_S,
     ) -> TrainingDataset:
         """Joins a spine (view's keys, `event_time`, request features, label) or logged predictions with a view.
 
-        Give either `spine` or `logged`. `known_by`: only what was known by each row's event time. Rows from
-        `test_from` on are the split `test`. When an answer is lost and asked for again, a second dataset with the
-        same content may remain.
+        Give either `spine` or `logged`. `known_by`: only what was known by each row's event time. Only commits up to
+        `commit`, or that were published by `as_of_time`. Rows from `test_from` on are the split `test`, those from
+        `validation_from` on and before that `validation`; or `hash_split` splits by key. When an answer is lost and
+        asked for again, a second dataset with the same content may remain.
         """
         if (spine is None) == (logged is None):
             raise InvalidValue("spine", "or logged: give one of them")
@@ -86,7 +120,10 @@ class DatasetCalls(Calls):
             name=name,
             known_by=known_by,
             commit=commit,
+            as_of_time=encode_optional(as_of_time),
+            validation_from=encode_optional(validation_from),
             test_from=encode_optional(test_from),
+            hash_split=None if hash_split is None else _encode_split(hash_split),
             logged=None if logged is None else _encode_logged(logged),
         )
         table: pa.Table | None = None
@@ -108,6 +145,23 @@ class DatasetCalls(Calls):
         request = training_dataset_pb2.GetTrainingDatasetRequest(dataset_id=dataset_id)
         return _decode_dataset(self._connection.call(self._datasets.GetTrainingDataset, request).dataset)
 
+    def training_datasets(
+        self, name: str = "", view: str = "", version: int = 0, *, limit: int | None = None
+    ) -> list[TrainingDataset]:
+        """Manifests, the newest first: at most `limit`, of a name, of a view (version 0: of any of its versions)."""
+        request = training_dataset_pb2.ListTrainingDatasetsRequest(
+            name=name, view=types_pb2.VersionRef(name=view, version=version) if view else None
+        )
+        found: list[TrainingDataset] = []
+        while limit is None or len(found) < limit:
+            request.page_size = _PAGE_SIZE if limit is None else min(_PAGE_SIZE, limit - len(found))
+            page = self._connection.call(self._datasets.ListTrainingDatasets, request)
+            found += [_decode_dataset(dataset) for dataset in page.datasets]
+            request.page_token = page.next_page_token
+            if not page.next_page_token:
+                break
+        return found
+
     def read_training_dataset(
         self,
         dataset: TrainingDataset | str,
@@ -117,13 +171,63 @@ class DatasetCalls(Calls):
         progress: Progress | None = None,
         timeout_s: float = READ_S,
     ) -> Any:
-        """The rows of a dataset (`split`: 'train', 'test' or '' for all) as a DataFrame, `split` the last column."""
+        """The rows of a dataset as a DataFrame, `split` the last column.
+
+        `split`: 'train', 'validation', 'test', or '' for all. Raises FailedPrecondition when they were purged, DataLoss
+        when they are not as they were stored; `recreate_training_dataset` makes them again.
+        """
         request = training_dataset_pb2.ReadTrainingDatasetRequest(dataset_id=id_of(dataset), split=split)
         table = self._connection.download(
             lambda: self._datasets.ReadTrainingDataset(request, timeout=timeout_s),
             lambda parts: read_table((part.arrow for part in parts), progress),
         )
         return from_table(table, output)
+
+    @contextmanager
+    def stream_training_dataset(
+        self, dataset: TrainingDataset | str, split: str = "", *, timeout_s: float = READ_S
+    ) -> Iterator[RowStream]:
+        """The rows of a dataset as Arrow batches, for more of them than fit into memory.
+
+            with client.stream_training_dataset(dataset) as batches:
+                for batch in batches: ...
+
+        Rows are known to be all, and as they were stored, once the stream has ended without DataLoss. A lost connection
+        ends it with Unavailable: nothing is asked for again in the middle.
+        """
+        request = training_dataset_pb2.ReadTrainingDatasetRequest(dataset_id=id_of(dataset), split=split)
+        call = self._connection.streamed(lambda: self._datasets.ReadTrainingDataset(request, timeout=timeout_s))
+        with call as parts:
+            yield RowStream(part.arrow for part in parts)
+
+    def purge_training_dataset(self, dataset: TrainingDataset | str) -> int:
+        """Removes the stored rows and answers the bytes that became free: 0 while another dataset has the same content.
+
+        The manifest stays, and `recreate_training_dataset` makes the rows again. Harmless when repeated.
+        """
+        request = training_dataset_pb2.PurgeTrainingDatasetRequest(dataset_id=id_of(dataset))
+        return self._connection.call(self._datasets.PurgeTrainingDataset, request).freed_bytes
+
+    def recreate_training_dataset(
+        self, dataset: TrainingDataset | str, *, timeout_s: float = READ_S
+    ) -> TrainingDataset:
+        """Makes the rows again as the manifest says, to the same hash, and stores them.
+
+        Raises DataLoss when they come out differently, FailedPrecondition when an entity in them was forgotten or a
+        transform is not the one that made them.
+        """
+        request = training_dataset_pb2.RecreateTrainingDatasetRequest(dataset_id=id_of(dataset))
+        return _decode_dataset(
+            self._connection.call(self._datasets.RecreateTrainingDataset, request, timeout_s).dataset
+        )
+
+    def delete_training_dataset(self, dataset: TrainingDataset | str) -> None:
+        """Removes rows, spine and manifest. Raises FailedPrecondition that names the models that were trained on it.
+
+        When an answer is lost and asked for again, NotFound says that it went through.
+        """
+        request = training_dataset_pb2.DeleteTrainingDatasetRequest(dataset_id=id_of(dataset))
+        self._connection.call(self._datasets.DeleteTrainingDataset, request)
 
 
 def id_of(dataset: TrainingDataset | str) -> str:
@@ -138,6 +242,18 @@ def _encode_logged(logged: Logged) -> training_dataset_pb2.LoggedPredictions:
         to_event_time=encode_instant(logged.to_event_time),
         observed_by=encode_instant(logged.observed_by),
     )
+
+
+def _encode_split(split: HashSplit) -> training_dataset_pb2.HashSplit:
+    if not 0 <= split.seed < 2**64:
+        raise InvalidValue("hash_split.seed", "is not an unsigned 64-bit number")
+    return training_dataset_pb2.HashSplit(
+        seed=split.seed, test_share=split.test_share, validation_share=split.validation_share, keys=split.keys
+    )
+
+
+def _decode_split(message: training_dataset_pb2.HashSplit) -> HashSplit:
+    return HashSplit(message.test_share, message.validation_share, message.seed, tuple(message.keys))
 
 
 def _decode_logged(message: training_dataset_pb2.LoggedPredictions) -> Logged:
@@ -167,7 +283,16 @@ def _decode_dataset(message: training_dataset_pb2.TrainingDataset) -> TrainingDa
         features=tuple(decode_field(field, "features") for field in message.features),
         label=decode_field(message.label, "label"),
         test_from=decode_optional_instant(message.HasField("test_from"), message.test_from, "test_from"),
+        validation_from=decode_optional_instant(
+            message.HasField("validation_from"), message.validation_from, "validation_from"
+        ),
+        hash_split=_decode_split(message.hash_split) if message.HasField("hash_split") else None,
         logged=_decode_logged(message.logged) if message.HasField("logged") else None,
+        stored=message.stored,
+        stored_bytes=message.stored_bytes,
+        transforms={transform.function: transform.source_sha256 for transform in message.transforms},
+        max_ages=tuple(None if age < 0 else timedelta(microseconds=age) for age in message.max_age_micros),
+        forgotten_at=decode_optional_instant(message.HasField("forgotten_at"), message.forgotten_at, "forgotten_at"),
     )
 
 

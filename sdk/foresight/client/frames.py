@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, Literal
 
@@ -77,17 +78,46 @@ def from_table(table: pa.Table, output: Output) -> Any:
 
 def read_table(chunks: Iterable[bytes], progress: Progress | None = None) -> pa.Table:
     """The table of a download; `progress` hears ("downloading", rows so far). Raises DataLoss when it is cut short."""
-    source = pa.PythonFile(_ChunkSource(chunks), "r")
+    stream = RowStream(chunks)
     batches: list[pa.RecordBatch] = []
     rows = 0
+    for batch in stream:
+        batches.append(batch)
+        rows += batch.num_rows
+        if progress is not None:
+            progress("downloading", rows)
+    return pa.Table.from_batches(batches, stream.schema)
+
+
+class RowStream:
+    """The Arrow batches of a download, each read when it is asked for; to be gone through once.
+
+    Raises DataLoss, at its making or while it is gone through, when the download is damaged or cut short.
+    """
+
+    def __init__(self, chunks: Iterable[bytes]) -> None:
+        with _whole():
+            self._reader = pa.ipc.open_stream(pa.PythonFile(_ChunkSource(chunks), "r"))
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Names and types of the columns."""
+        return self._reader.schema
+
+    def __iter__(self) -> Iterator[pa.RecordBatch]:
+        while True:
+            with _whole():
+                try:
+                    batch = self._reader.read_next_batch()
+                except StopIteration:
+                    return
+            yield batch
+
+
+@contextmanager
+def _whole() -> Iterator[None]:
     try:
-        with pa.ipc.open_stream(source) as reader:
-            for batch in reader:
-                batches.append(batch)
-                rows += batch.num_rows
-                if progress is not None:
-                    progress("downloading", rows)
-            return pa.Table.from_batches(batches, reader.schema)
+        yield
     except (pa.ArrowInvalid, OSError) as error:
         raise DataLoss("the table that arrived is damaged or cut short") from error
 
