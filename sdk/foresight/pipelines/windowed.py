@@ -8,6 +8,7 @@ twice. A window that was done before may be computed again: the same rows change
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Self
@@ -37,8 +38,9 @@ class WindowRun(Run):
         trigger: Trigger = Trigger.MANUAL,
         window: Window | None = None,
         track: str = "",
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        super().__init__(pipeline.name, pipeline.group, client, trigger, window)
+        super().__init__(pipeline.name, pipeline.group, client, trigger, window, clock)
         self._declared = pipeline
         self._with_run = takes_run(pipeline.function)
         self._track = track or pipeline.name

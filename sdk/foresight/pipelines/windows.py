@@ -62,7 +62,7 @@ class Schedule:
     def __post_init__(self) -> None:
         try:
             object.__setattr__(self, "_zone", ZoneInfo(self.timezone))
-        except (OSError, ValueError):
+        except (KeyError, OSError, ValueError):
             raise InvalidValue("timezone", f"{self.timezone!r} is no IANA time zone") from None
         if (self.every is None) == (not self.cron):
             raise InvalidValue("schedule", "is a cron expression or an interval")
