@@ -5,11 +5,12 @@ In CSV an empty cell, NA, NULL and NaN are missing, unless quoted. Instants are 
 
 from __future__ import annotations
 
+import contextlib
 import csv as text_tables
 import json
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,11 @@ import pyarrow as pa
 import typer
 
 from foresight.client import DataType, Field, InvalidValue
-from foresight.client.frames import to_table
+from foresight.client.frames import Progress, to_table
 from foresight.tables import arrow_type
 
+# Takes the next rows of a file.
+_Write = Callable[[pa.RecordBatch], None]
 SUFFIXES = (".csv", ".parquet", ".jsonl")
 _WRONG_CELL = re.compile(r"In CSV column #(\d+): (?:Row #\d+: )?CSV conversion error to ([^:]+): (.*)")
 _MISSING = ["", "NA", "N/A", "NULL", "null", "NaN", "nan"]
@@ -71,15 +74,41 @@ def check_columns(table: pa.Table, path: Path, *names: str, hint: str = "") -> N
             raise InvalidValue(name, f"is not a column of {path.name}, which has {found}" + (hint and f"; {hint}"))
 
 
+def check_suffix(path: Path) -> None:
+    """Raises BadParameter for a file that cannot be written, by its suffix."""
+    if path.suffix.lower() not in _WRITERS:
+        raise typer.BadParameter(f"{path.name} is not one of {', '.join(SUFFIXES)}")
+
+
 def write_file(table: pa.Table, path: Path) -> None:
     """Writes a table; the suffix says how. Raises BadParameter for another suffix or when it cannot be written."""
-    writer = _WRITERS.get(path.suffix.lower())
-    if writer is None:
-        raise typer.BadParameter(f"{path.name} is not one of {', '.join(SUFFIXES)}")
+    write_batches(table.schema, table.to_batches(), path)
+
+
+def write_batches(
+    schema: pa.Schema, batches: Iterable[pa.RecordBatch], path: Path, progress: Progress | None = None
+) -> int:
+    """Writes rows as they come, and answers how many they were; see `write_file`. The file is there once it is whole.
+
+    `progress` hears ("downloading", rows so far).
+    """
+    check_suffix(path)
+    part = path.with_name(f".{path.name}.part")
+    rows = 0
     try:
-        writer(table, path)
+        with _WRITERS[path.suffix.lower()](schema, part) as write:
+            for batch in batches:
+                write(batch)
+                rows += batch.num_rows
+                if progress is not None:
+                    progress("downloading", rows)
+        part.replace(path)
     except OSError as error:
         raise typer.BadParameter(f"cannot write {path}: {error.strerror or error}") from None
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink()
+    return rows
 
 
 def _read_csv(path: Path, known: dict[str, Field]) -> pa.Table:
@@ -159,23 +188,42 @@ def _instants(texts: pa.ChunkedArray, name: str) -> pa.Array:
     return pa.array(values, pa.timestamp("us", "UTC"))
 
 
-def _write_csv(table: pa.Table, path: Path) -> None:
+@contextlib.contextmanager
+def _csv_writer(schema: pa.Schema, path: Path) -> Iterator[_Write]:
     from pyarrow import csv
 
-    columns = [_as_text(column) if pa.types.is_nested(column.type) else column for column in table.columns]
-    csv.write_csv(pa.table(columns, names=table.column_names), path)
+    fields = [pa.field(f.name, pa.string()) if pa.types.is_nested(f.type) else f for f in schema]
+    with csv.CSVWriter(path, pa.schema(fields)) as writer:
+
+        def write(batch: pa.RecordBatch) -> None:
+            columns = [_as_text(column) if pa.types.is_nested(column.type) else column for column in batch.columns]
+            writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=pa.schema(fields)))
+
+        yield write
 
 
-def _write_parquet(table: pa.Table, path: Path) -> None:
+@contextlib.contextmanager
+def _parquet_writer(schema: pa.Schema, path: Path) -> Iterator[_Write]:
     from pyarrow import parquet
 
-    parquet.write_table(table, path)
+    writer = parquet.ParquetWriter(path, schema)
+    try:
+        yield writer.write_batch
+        writer.close()
+    finally:
+        # Its own end, when it is collected, must not write once more after a failure.
+        writer.is_open = False
 
 
-def _write_jsonl(table: pa.Table, path: Path) -> None:
+@contextlib.contextmanager
+def _jsonl_writer(schema: pa.Schema, path: Path) -> Iterator[_Write]:
     with path.open("w", encoding="utf-8") as lines:
-        for row in json_rows(table):
-            lines.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+        def write(batch: pa.RecordBatch) -> None:
+            for row in json_rows(pa.Table.from_batches([batch])):
+                lines.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+        yield write
 
 
 def json_rows(table: pa.Table) -> list[dict[str, Any]]:
@@ -189,7 +237,7 @@ def _json_value(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _as_text(column: pa.ChunkedArray) -> pa.Array:
+def _as_text(column: pa.Array) -> pa.Array:
     return pa.array([None if value is None else json.dumps(value) for value in column.to_pylist()], pa.string())
 
 
@@ -198,8 +246,8 @@ _READERS: dict[str, Callable[[Path, dict[str, Field]], pa.Table]] = {
     ".parquet": _read_parquet,
     ".jsonl": _read_jsonl,
 }
-_WRITERS: dict[str, Callable[[pa.Table, Path], None]] = {
-    ".csv": _write_csv,
-    ".parquet": _write_parquet,
-    ".jsonl": _write_jsonl,
+_WRITERS: dict[str, Callable[[pa.Schema, Path], contextlib.AbstractContextManager[_Write]]] = {
+    ".csv": _csv_writer,
+    ".parquet": _parquet_writer,
+    ".jsonl": _jsonl_writer,
 }

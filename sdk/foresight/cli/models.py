@@ -1,4 +1,4 @@
-"""Commands about datasets, models and deployments: train, dataset, models, deploy, deployments, decisions, batch."""
+"""Commands about models and deployments: train, models, deploy, deployments, decisions, batch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from foresight.cli.arguments import Json, State, load_object, open_client, parse_instant
-from foresight.cli.files import check_columns, check_rows, read_file, write_file
+from foresight.cli.files import check_columns, check_rows, read_file
 from foresight.cli.terminal import show, table, working
 from foresight.client import Client, ModelVersion, TrainingDataset
 from foresight.client.features import spine_fields
@@ -19,7 +19,7 @@ PANEL = "Models"
 
 def add_commands(app: typer.Typer) -> None:
     """Adds this module's commands."""
-    for command in (train, dataset, models, deploy, deployments, decisions, batch):
+    for command in (train, models, deploy, deployments, decisions, batch):
         app.command(rich_help_panel=PANEL)(command)
 
 
@@ -72,33 +72,6 @@ def train(
     head = f"[green]✓[/] {version.ref} trained on {version.train_rows:,} rows · {', '.join(d.id for d in datasets)}"
     metrics = [dict(version.metrics)] if version.metrics else []
     show(as_json, version, head, table(metrics, "no held-out rows, so no metrics; see --test-from"))
-
-
-def dataset(
-    dataset_id: Annotated[str, typer.Argument(help="Id of a training dataset.")],
-    output: Annotated[Path | None, typer.Option(help="Write its rows to this .csv, .parquet or .jsonl file.")] = None,
-    split: Annotated[str, typer.Option(help="train, test, or all rows.")] = "",
-    state: State = None,
-    as_json: Json = False,
-) -> None:
-    """Describe a training dataset, and write its rows to a file."""
-    with open_client(state) as client:
-        found = client.training_dataset(dataset_id)
-        if output is not None:
-            with working({"downloading": found.splits.get(split, found.rows)}) as progress:
-                write_file(client.read_training_dataset(found, split, "arrow", progress=progress), output)
-    rows = [
-        {
-            "name": found.name,
-            "view": found.view,
-            "rows": found.rows,
-            **found.splits,
-            "commit": found.commit,
-            "created_at": found.created_at,
-            "content_sha256": f"{found.content_sha256[:12]}…",
-        }
-    ]
-    show(as_json, found, table(rows, ""))
 
 
 def models(

@@ -24,7 +24,7 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 from rich.text import Text
 
-from foresight.client import Column, ForesightError, InvalidValue, VersionRef
+from foresight.client import Column, Expectation, ForesightError, InvalidValue, VersionRef
 from foresight.client.frames import Progress
 
 # A pipe has no width: wide enough that no id or instant is cut.
@@ -105,6 +105,9 @@ def plain(value: Any) -> Any:
         return {"name": value.name, "version": value.version}
     if isinstance(value, Column):
         return plain(value.to_list())
+    if isinstance(value, Expectation):
+        members = {field.name: plain(getattr(value.rule, field.name)) for field in dataclasses.fields(value.rule)}
+        return {"name": value.name, "column": value.column, value.rule_name: members}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         members = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
         # Units are last in names.
@@ -125,6 +128,16 @@ def plain(value: Any) -> Any:
 def instant(value: datetime) -> str:
     """An instant as text, in UTC, to the digit that it needs."""
     return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
+
+
+def size(count: int) -> str:
+    """A number of bytes as text, in the unit that suits it."""
+    number = float(count)
+    for unit in ("bytes", "KiB", "MiB"):
+        if number < 1024:
+            return f"{number:.0f} {unit}" if unit == "bytes" else f"{number:.1f} {unit}"
+        number /= 1024
+    return f"{number:.1f} GiB"
 
 
 def report_error(error: ForesightError | InvalidValue) -> None:

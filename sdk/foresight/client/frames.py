@@ -96,8 +96,9 @@ class RowStream:
     """
 
     def __init__(self, chunks: Iterable[bytes]) -> None:
+        self._chunks = iter(chunks)
         with _whole():
-            self._reader = pa.ipc.open_stream(pa.PythonFile(_ChunkSource(chunks), "r"))
+            self._reader = pa.ipc.open_stream(pa.PythonFile(_ChunkSource(self._chunks), "r"))
 
     @property
     def schema(self) -> pa.Schema:
@@ -110,8 +111,11 @@ class RowStream:
                 try:
                     batch = self._reader.read_next_batch()
                 except StopIteration:
-                    return
+                    break
             yield batch
+        # Only after its last message a call says whether it went well.
+        for _ in self._chunks:
+            raise DataLoss("the table that arrived goes on after its end")
 
 
 @contextmanager

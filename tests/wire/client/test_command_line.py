@@ -370,24 +370,15 @@ def test_batch_says_where_the_predictions_are(run: Run, fake: FakeForesight) -> 
     assert (request.event_time, request.run_id, request.rows.group.name) == (encode_instant(NOON), "r1", "schedule")
 
 
-def test_a_dataset_is_described_and_written_to_a_file(run: Run, fake: FakeForesight, tmp_path: Path) -> None:
-    dataset = training_dataset_pb2.TrainingDataset(id="d1", rows=2, label=described_view().view.label)
-    fake.on("GetTrainingDataset", training_dataset_pb2.GetTrainingDatasetResponse(dataset=dataset))
-    rows = pa.table({"wind": [1.5, None]})
-    fake.on(
-        "ReadTrainingDataset", lambda r: pieces(training_dataset_pb2.ReadTrainingDatasetResponse, encode_table(rows))
-    )
-    output = tmp_path / "rows.csv"
-    assert _json(run("dataset", "d1", "--output", output, "--json"))["rows"] == 2
-    assert output.read_text() == '"wind"\n1.5\n\n'
-
-
 def test_every_command_explains_itself() -> None:
-    listed = CliRunner().invoke(app, ["--help"]).stdout
-    for command in app.registered_commands:
-        assert command.callback is not None
-        name = command.name or command.callback.__name__
-        assert name in listed
-        result = CliRunner().invoke(app, [name, "--help"])
-        assert result.exit_code == 0
-        assert command.callback.__doc__ is not None
+    parts = [(app, []), *((part.typer_instance, [str(part.name)]) for part in app.registered_groups)]
+    for part, words in parts:
+        assert part is not None
+        listed = CliRunner().invoke(app, [*words, "--help"]).stdout
+        for command in part.registered_commands:
+            assert command.callback is not None
+            name = command.name or command.callback.__name__
+            assert name in listed
+            result = CliRunner().invoke(app, [*words, name, "--help"])
+            assert result.exit_code == 0
+            assert command.callback.__doc__ is not None
