@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import structlog
 
@@ -55,6 +55,14 @@ class Changes(Protocol):
     async def drop_view(self, reference: Reference, etag: str) -> None: ...
 
 
+class RegisteredView(NamedTuple):
+    """A view as registered, whether it is a new version, and sentences that its author should read."""
+
+    view: FeatureView
+    created: bool
+    warnings: tuple[str, ...]
+
+
 class Registry:
     """Registers, finds, changes and drops groups and views. `run` it, so that it sees what other processes change."""
 
@@ -77,8 +85,8 @@ class Registry:
         self._forget()
         return stored.group, created
 
-    async def register_view(self, view: FeatureView) -> tuple[FeatureView, bool]:
-        """The view with its version, pinned groups and derived fields, and whether it is a new version.
+    async def register_view(self, view: FeatureView) -> RegisteredView:
+        """The view with its version, pinned groups and derived fields.
 
         Raises NotFound for a group, InvalidValue for features, keys and names that do not fit, StaleEtag as for
         groups, TransformMismatch when this process cannot run its transforms, as it could not make training data then.
@@ -88,7 +96,9 @@ class Registry:
         await self.check_transforms(derived)
         registered, created = await self._changes.register_view(derived)
         self._forget()
-        return registered, created
+        deprecated = {f"{s.group.name} version {s.group.version}": s.group.deprecation for s in groups}
+        warnings = [f"the feature group {name} is deprecated: {why}" for name, why in deprecated.items() if why]
+        return RegisteredView(registered, created, tuple(warnings))
 
     async def update_group(self, reference: Reference, about: GroupAbout, etag: str) -> FeatureGroup:
         """The group with what is said about it now. Raises NotFound, StaleEtag, InvalidValue."""

@@ -10,7 +10,7 @@ import typer
 
 from foresight.cli.arguments import Json, State, load_module, open_client
 from foresight.cli.files import check_columns, check_rows, read_file
-from foresight.cli.terminal import instant, show, table, working
+from foresight.cli.terminal import instant, note, show, table, working
 from foresight.client import FeatureGroup, FeatureView, Field, InvalidValue
 from foresight.client.frames import DELETED, EVENT_TIME, KNOWN_AT
 
@@ -30,7 +30,8 @@ def apply(
 ) -> None:
     """Register every FeatureGroup and FeatureView that a Python file has at its top level.
 
-    The file is imported in this process. What has not changed stays as it is; a change makes a new version.
+    The file is imported in this process. What has not changed stays as it is; what is said about a thing (description,
+    owner, tags, ...) changes in place; other keys, features or sources make a new version.
     """
     things = definitions(load_module(file))
     if not things:
@@ -46,6 +47,9 @@ def apply(
         }
         for r in registered
     ]
+    for registration in registered:
+        for warning in registration.warnings:
+            note(f"{registration.thing.name}: {warning}")
     show(as_json, rows, table(rows, ""))
 
 
@@ -54,7 +58,13 @@ def groups(state: State = None, as_json: Json = False) -> None:
     with open_client(state) as client:
         found = client.groups()
     rows = [
-        {"name": g.name, "version": g.version, "keys": _typed(g.entity_keys), "features": _typed(g.features)}
+        {
+            "name": g.name,
+            "version": g.version,
+            "keys": _typed(g.entity_keys),
+            "features": _typed(g.features),
+            **_about(g),
+        }
         for g in found
     ]
     show(as_json, found, table(rows, "no groups yet; define some and run `foresight apply FILE.py`"))
@@ -73,6 +83,7 @@ def views(state: State = None, as_json: Json = False) -> None:
             "request_features": [f.name for f in v.request_features],
             "transforms": [t.output.name for t in v.transforms],
             "label": f"{v.label.name} {v.label.type.value}",
+            **_about(v),
         }
         for v in found
     ]
@@ -105,6 +116,12 @@ def definitions(module: ModuleType) -> list[FeatureGroup | FeatureView]:
     """The groups and views at a module's top level, in order, each once."""
     things = [value for value in vars(module).values() if isinstance(value, FeatureGroup | FeatureView)]
     return list({id(thing): thing for thing in things}.values())
+
+
+def _about(thing: FeatureGroup | FeatureView) -> dict[str, object]:
+    """What people want to see of what is said about a thing."""
+    tags = [f"{key}={value}" if value else key for key, value in thing.tags.items()]
+    return {"owner": thing.owner or None, "tags": tags, "deprecated": thing.deprecation or None}
 
 
 def _typed(fields: tuple[Field, ...]) -> list[str]:

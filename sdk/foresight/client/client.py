@@ -11,17 +11,25 @@ from foresight.client.datasets import DatasetCalls
 from foresight.client.features import FeatureCalls
 from foresight.client.flywheel import FlywheelCalls
 from foresight.client.ledger import LedgerCalls
+from foresight.client.lineage import LineageCalls
 from foresight.client.models import ModelCalls
 from foresight.client.outcomes import OutcomeCalls
 from foresight.client.pipelines import PipelineCalls
 from foresight.client.predictions import PredictionCalls
+from foresight.client.reads import ReadCalls
+from foresight.client.registry import RegistryCalls
+from foresight.client.statistics import StatisticsCalls
 
 RETRY_S = 30.0
 
 
 class Client(
     FeatureCalls,
+    RegistryCalls,
+    LineageCalls,
+    ReadCalls,
     DatasetCalls,
+    StatisticsCalls,
     ModelCalls,
     PredictionCalls,
     OutcomeCalls,

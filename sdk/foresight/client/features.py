@@ -1,4 +1,4 @@
-"""Feature groups and feature views: define, write, read, and join as of a time."""
+"""Feature groups and feature views: define, find and write."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import inspect
 import sys
 import time
 import uuid
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -16,8 +17,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from foresight.client.connection import READ_S, Calls, Connection
 from foresight.client.errors import InvalidArgument
-from foresight.client.frames import DELETED, EVENT_TIME, KNOWN_AT, Output, Progress, from_table, read_table, to_table
-from foresight.feature_store.v1 import offline_pb2, offline_pb2_grpc, query_pb2, registry_pb2, registry_pb2_grpc
+from foresight.client.frames import DELETED, EVENT_TIME, KNOWN_AT, Progress, read_table, to_table
+from foresight.feature_store.v1 import offline_pb2, offline_pb2_grpc, registry_pb2, registry_pb2_grpc
 from foresight.tables import encode_table
 from foresight.transforms import source_sha256
 from foresight.types.v1 import types_pb2
@@ -52,10 +53,14 @@ class Commit:
 
 @dataclass(frozen=True, slots=True)
 class Registration:
-    """What `register` answers: the thing as it is now, and whether this call made a new version."""
+    """What `register` answers: the thing as it is now, and whether this call made a new version.
+
+    `warnings` are sentences to read, such as that a group of a view is deprecated.
+    """
 
     thing: FeatureGroup | FeatureView
     created: bool
+    warnings: tuple[str, ...] = ()
 
 
 def transform(function: Callable[..., Any], *, inputs: Sequence[str], output: Field) -> Transform:
@@ -92,9 +97,16 @@ class FeatureCalls(Calls):
     def apply(self, *things: FeatureGroup | FeatureView) -> list[FeatureGroup | FeatureView]:
         """Registers groups and views, groups first, and returns them as registered, in the order given.
 
-        Identical content answers the version that is there; other content makes the next version.
+        Identical content answers the version that is there, with what is said about it (description, owner, tags,
+        source, expectations) as given here; a deprecation stays until `deprecate` takes it back. Other content makes
+        the next version. Features that `add_features` added may be left out. A thing with an etag, as the server
+        answers it, raises Aborted when somebody else has changed it since. Warns of deprecated groups.
         """
-        return [registration.thing for registration in self.register(*things)]
+        registrations = self.register(*things)
+        for registration in registrations:
+            for text in registration.warnings:
+                warnings.warn(text, UserWarning, stacklevel=2)
+        return [registration.thing for registration in registrations]
 
     def register(self, *things: FeatureGroup | FeatureView) -> list[Registration]:
         """As `apply`, and says what is new."""
@@ -155,76 +167,15 @@ class FeatureCalls(Calls):
             try:
                 return self._write(known[1], data, header, progress, timeout_s)
             except (InvalidArgument, InvalidValue):
-                # Perhaps the group has a new version with other columns.
+                # Perhaps the group has new columns, in place or in a new version.
                 latest = self.group(group)
                 self._known[group] = asked, latest
-                if latest.version == known[1].version:
+                if (latest.version, latest.features) == (known[1].version, known[1].features):
                     raise
                 return self._write(latest, data, header, progress, timeout_s)
         latest = self.group(group)
         self._known[group] = asked, latest
         return self._write(latest, data, header, progress, timeout_s)
-
-    def read(
-        self,
-        group: str,
-        *,
-        version: int = 0,
-        from_event_time: datetime | None = None,
-        to_event_time: datetime | None = None,
-        latest: bool = False,
-        commit: int = 0,
-        output: Output = "pandas",
-        progress: Progress | None = None,
-        timeout_s: float = READ_S,
-    ) -> Any:
-        """The rows of a group with `from_event_time <= event_time < to_event_time`, in commit order, as a DataFrame.
-
-        `latest`: only the latest row per key, without tombstones. `commit`: only commits up to that one.
-        Columns: keys, `event_time`, features, `known_at`, `commit`, `deleted`.
-        """
-        query = query_pb2.GroupQuery(
-            group=types_pb2.VersionRef(name=group, version=version),
-            from_event_time=encode_optional(from_event_time),
-            to_event_time=encode_optional(to_event_time),
-            latest_only=latest,
-        )
-        request = offline_pb2.ReadFeaturesRequest(query=query, commit=commit)
-        return from_table(read_rows(self._connection, request, progress, timeout_s), output)
-
-    def read_as_of(
-        self,
-        view: str,
-        spine: Any,
-        *,
-        version: int = 0,
-        known_by: bool = False,
-        commit: int = 0,
-        output: Output = "pandas",
-        progress: Progress | None = None,
-        timeout_s: float = READ_S,
-    ) -> Any:
-        """Joins each row of `spine` with the features of a view as of the row's `event_time`.
-
-        `spine` has the view's entity keys, `event_time` and request features; other columns are passed through.
-        One output row per spine row, in order; missing is NULL. `known_by`: only what was known by then.
-        """
-        described = self.view(view, version)
-        table = to_table(spine, spine_fields(described))
-        header = offline_pb2.AsOfHeader(
-            view=types_pb2.VersionRef(name=view, version=described.version), known_by=known_by, commit=commit
-        )
-
-        def requests() -> Iterator[offline_pb2.ReadAsOfRequest]:
-            yield offline_pb2.ReadAsOfRequest(header=header)
-            for chunk in upload_chunks(table, progress):
-                yield offline_pb2.ReadAsOfRequest(arrow=chunk)
-
-        joined = self._connection.download(
-            lambda: self._offline.ReadAsOf(requests(), timeout=timeout_s),
-            lambda parts: read_table((part.arrow for part in parts), progress),
-        )
-        return from_table(joined, output)
 
     def _register(self, thing: FeatureGroup | FeatureView) -> Registration:
         if isinstance(thing, FeatureGroup):
@@ -238,7 +189,7 @@ class FeatureCalls(Calls):
             response = self._connection.call(
                 self._registry.RegisterFeatureView, registry_pb2.RegisterFeatureViewRequest(view=encode_view(thing))
             )
-            return Registration(decode_view(response.view), response.created)
+            return Registration(decode_view(response.view), response.created, tuple(response.warnings))
         raise InvalidValue("things", f"a {type(thing).__name__} is neither a FeatureGroup nor a FeatureView")
 
     def _describe(self, name: str, version: int) -> registry_pb2.GetFeatureGroupResponse:

@@ -110,6 +110,11 @@ class Expectation:
             object.__setattr__(self, "name", made)
         check_name(self.name, "name")
 
+    @property
+    def rule_name(self) -> str:
+        """The rule in a word, such as `not_null`."""
+        return _WORDS[type(self.rule)]
+
     def check_fits(self, fields: dict[str, Field]) -> None:
         """Raises InvalidValue unless the column is among the group's `fields` and has a type that the rule takes."""
         if isinstance(self.rule, Fresh):

@@ -51,8 +51,10 @@ class RegistryServicer(registry_pb2_grpc.FeatureRegistryServiceServicer):
     async def RegisterFeatureView(
         self, request: registry_pb2.RegisterFeatureViewRequest, context: Context
     ) -> registry_pb2.RegisterFeatureViewResponse:
-        view, created = await self._registry.register_view(decode_view(request.view))
-        return registry_pb2.RegisterFeatureViewResponse(view=encode_view(view), created=created)
+        done = await self._registry.register_view(decode_view(request.view))
+        return registry_pb2.RegisterFeatureViewResponse(
+            view=encode_view(done.view), created=done.created, warnings=done.warnings
+        )
 
     async def GetFeatureView(
         self, request: registry_pb2.GetFeatureViewRequest, context: Context

@@ -102,8 +102,9 @@ class FeatureRegistryServiceServicer:
     """
 
     def RegisterFeatureGroup(self, request, context):
-        """Registers a group. Identical content to the latest version answers that version with `created` false;
-        other content becomes the next version.
+        """Registers a group. Identical content to the latest version answers that version with `created` false, and what is
+        said about it here holds from then on (a deprecation stays when none is given); other content becomes the next
+        version. Features that were added in place may be left out. ABORTED for a stale etag.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -124,8 +125,8 @@ class FeatureRegistryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RegisterFeatureView(self, request, context):
-        """Registers a view over existing groups. Identical content answers the existing version.
-        NOT_FOUND names a missing group, INVALID_ARGUMENT a missing feature or a name used twice.
+        """Registers a view over existing groups. Identical content answers the existing version, as for groups.
+        NOT_FOUND names a missing group, INVALID_ARGUMENT a missing feature or a name used twice. ABORTED for a stale etag.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -169,7 +170,8 @@ class FeatureRegistryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DropFeatureGroup(self, request, context):
-        """Removes a group version with all of its rows. FAILED_PRECONDITION names the views that use it.
+        """Removes a group version with all of its rows; the version is not given out again. FAILED_PRECONDITION names what
+        uses it: views in any version, datasets, or the view whose log fills it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

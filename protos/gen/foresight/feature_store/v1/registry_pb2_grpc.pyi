@@ -34,16 +34,17 @@ class FeatureRegistryServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> FeatureRegistryServiceAsyncStub: ...
     RegisterFeatureGroup: _grpc.UnaryUnaryMultiCallable[_registry_pb2.RegisterFeatureGroupRequest, _registry_pb2.RegisterFeatureGroupResponse]
-    """Registers a group. Identical content to the latest version answers that version with `created` false;
-    other content becomes the next version.
+    """Registers a group. Identical content to the latest version answers that version with `created` false, and what is
+    said about it here holds from then on (a deprecation stays when none is given); other content becomes the next
+    version. Features that were added in place may be left out. ABORTED for a stale etag.
     """
     GetFeatureGroup: _grpc.UnaryUnaryMultiCallable[_registry_pb2.GetFeatureGroupRequest, _registry_pb2.GetFeatureGroupResponse]
     """Describes one group version. NOT_FOUND when there is none."""
     ListFeatureGroups: _grpc.UnaryUnaryMultiCallable[_registry_pb2.ListFeatureGroupsRequest, _registry_pb2.ListFeatureGroupsResponse]
     """Lists the latest version of every group, by name."""
     RegisterFeatureView: _grpc.UnaryUnaryMultiCallable[_registry_pb2.RegisterFeatureViewRequest, _registry_pb2.RegisterFeatureViewResponse]
-    """Registers a view over existing groups. Identical content answers the existing version.
-    NOT_FOUND names a missing group, INVALID_ARGUMENT a missing feature or a name used twice.
+    """Registers a view over existing groups. Identical content answers the existing version, as for groups.
+    NOT_FOUND names a missing group, INVALID_ARGUMENT a missing feature or a name used twice. ABORTED for a stale etag.
     """
     GetFeatureView: _grpc.UnaryUnaryMultiCallable[_registry_pb2.GetFeatureViewRequest, _registry_pb2.GetFeatureViewResponse]
     """Describes one view version. NOT_FOUND when there is none."""
@@ -60,7 +61,9 @@ class FeatureRegistryServiceStub:
     UpdateFeatureView: _grpc.UnaryUnaryMultiCallable[_registry_pb2.UpdateFeatureViewRequest, _registry_pb2.UpdateFeatureViewResponse]
     """Changes what is about a view version: description, owner, tags, deprecation. ABORTED for a stale etag."""
     DropFeatureGroup: _grpc.UnaryUnaryMultiCallable[_registry_pb2.DropFeatureGroupRequest, _registry_pb2.DropFeatureGroupResponse]
-    """Removes a group version with all of its rows. FAILED_PRECONDITION names the views that use it."""
+    """Removes a group version with all of its rows; the version is not given out again. FAILED_PRECONDITION names what
+    uses it: views in any version, datasets, or the view whose log fills it.
+    """
     DropFeatureView: _grpc.UnaryUnaryMultiCallable[_registry_pb2.DropFeatureViewRequest, _registry_pb2.DropFeatureViewResponse]
     """Removes a view version. FAILED_PRECONDITION names what uses it: datasets, models, deployments."""
     Search: _grpc.UnaryUnaryMultiCallable[_registry_pb2.SearchRequest, _registry_pb2.SearchResponse]
@@ -72,16 +75,17 @@ class FeatureRegistryServiceAsyncStub(FeatureRegistryServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     RegisterFeatureGroup: _aio.UnaryUnaryMultiCallable[_registry_pb2.RegisterFeatureGroupRequest, _registry_pb2.RegisterFeatureGroupResponse]  # type: ignore[assignment]
-    """Registers a group. Identical content to the latest version answers that version with `created` false;
-    other content becomes the next version.
+    """Registers a group. Identical content to the latest version answers that version with `created` false, and what is
+    said about it here holds from then on (a deprecation stays when none is given); other content becomes the next
+    version. Features that were added in place may be left out. ABORTED for a stale etag.
     """
     GetFeatureGroup: _aio.UnaryUnaryMultiCallable[_registry_pb2.GetFeatureGroupRequest, _registry_pb2.GetFeatureGroupResponse]  # type: ignore[assignment]
     """Describes one group version. NOT_FOUND when there is none."""
     ListFeatureGroups: _aio.UnaryUnaryMultiCallable[_registry_pb2.ListFeatureGroupsRequest, _registry_pb2.ListFeatureGroupsResponse]  # type: ignore[assignment]
     """Lists the latest version of every group, by name."""
     RegisterFeatureView: _aio.UnaryUnaryMultiCallable[_registry_pb2.RegisterFeatureViewRequest, _registry_pb2.RegisterFeatureViewResponse]  # type: ignore[assignment]
-    """Registers a view over existing groups. Identical content answers the existing version.
-    NOT_FOUND names a missing group, INVALID_ARGUMENT a missing feature or a name used twice.
+    """Registers a view over existing groups. Identical content answers the existing version, as for groups.
+    NOT_FOUND names a missing group, INVALID_ARGUMENT a missing feature or a name used twice. ABORTED for a stale etag.
     """
     GetFeatureView: _aio.UnaryUnaryMultiCallable[_registry_pb2.GetFeatureViewRequest, _registry_pb2.GetFeatureViewResponse]  # type: ignore[assignment]
     """Describes one view version. NOT_FOUND when there is none."""
@@ -98,7 +102,9 @@ class FeatureRegistryServiceAsyncStub(FeatureRegistryServiceStub):
     UpdateFeatureView: _aio.UnaryUnaryMultiCallable[_registry_pb2.UpdateFeatureViewRequest, _registry_pb2.UpdateFeatureViewResponse]  # type: ignore[assignment]
     """Changes what is about a view version: description, owner, tags, deprecation. ABORTED for a stale etag."""
     DropFeatureGroup: _aio.UnaryUnaryMultiCallable[_registry_pb2.DropFeatureGroupRequest, _registry_pb2.DropFeatureGroupResponse]  # type: ignore[assignment]
-    """Removes a group version with all of its rows. FAILED_PRECONDITION names the views that use it."""
+    """Removes a group version with all of its rows; the version is not given out again. FAILED_PRECONDITION names what
+    uses it: views in any version, datasets, or the view whose log fills it.
+    """
     DropFeatureView: _aio.UnaryUnaryMultiCallable[_registry_pb2.DropFeatureViewRequest, _registry_pb2.DropFeatureViewResponse]  # type: ignore[assignment]
     """Removes a view version. FAILED_PRECONDITION names what uses it: datasets, models, deployments."""
     Search: _aio.UnaryUnaryMultiCallable[_registry_pb2.SearchRequest, _registry_pb2.SearchResponse]  # type: ignore[assignment]
@@ -113,8 +119,9 @@ class FeatureRegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_pb2.RegisterFeatureGroupRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_registry_pb2.RegisterFeatureGroupResponse, _abc.Awaitable[_registry_pb2.RegisterFeatureGroupResponse]]:
-        """Registers a group. Identical content to the latest version answers that version with `created` false;
-        other content becomes the next version.
+        """Registers a group. Identical content to the latest version answers that version with `created` false, and what is
+        said about it here holds from then on (a deprecation stays when none is given); other content becomes the next
+        version. Features that were added in place may be left out. ABORTED for a stale etag.
         """
 
     @_abc_1.abstractmethod
@@ -139,8 +146,8 @@ class FeatureRegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_pb2.RegisterFeatureViewRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_registry_pb2.RegisterFeatureViewResponse, _abc.Awaitable[_registry_pb2.RegisterFeatureViewResponse]]:
-        """Registers a view over existing groups. Identical content answers the existing version.
-        NOT_FOUND names a missing group, INVALID_ARGUMENT a missing feature or a name used twice.
+        """Registers a view over existing groups. Identical content answers the existing version, as for groups.
+        NOT_FOUND names a missing group, INVALID_ARGUMENT a missing feature or a name used twice. ABORTED for a stale etag.
         """
 
     @_abc_1.abstractmethod
@@ -193,7 +200,9 @@ class FeatureRegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_pb2.DropFeatureGroupRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_registry_pb2.DropFeatureGroupResponse, _abc.Awaitable[_registry_pb2.DropFeatureGroupResponse]]:
-        """Removes a group version with all of its rows. FAILED_PRECONDITION names the views that use it."""
+        """Removes a group version with all of its rows; the version is not given out again. FAILED_PRECONDITION names what
+        uses it: views in any version, datasets, or the view whose log fills it.
+        """
 
     @_abc_1.abstractmethod
     def DropFeatureView(
