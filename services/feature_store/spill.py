@@ -57,12 +57,13 @@ class SpillFolder:
         self._scratch.close()
 
     def _hold(self, count: int) -> None:
+        """Takes bytes, or gives them back when `count` is negative."""
+        if count > 0 and self._scratch.free_bytes() < count + self._reserve_bytes:
+            raise _no_room()
         with self._lock:
             if count > 0 and self._held + count > self._bytes_max:
                 raise LimitExceeded("joins take too much room on the disk; repeat later", limit="join_disk")
             self._held += count
-        if count > 0 and self._scratch.free_bytes() < count + self._reserve_bytes:
-            raise _no_room()
 
 
 class Spill:
