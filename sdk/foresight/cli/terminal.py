@@ -57,12 +57,15 @@ def show(as_json: bool, data: Any, *lines: RenderableType) -> None:
         console.print(line, soft_wrap=isinstance(line, str))
 
 
-def table(rows: Sequence[Mapping[str, Any]], empty: str) -> RenderableType:
+def table(
+    rows: Sequence[Mapping[str, Any]], empty: str, *, narrower: Sequence[Mapping[str, Any]] = ()
+) -> RenderableType:
     """A table with a column per key of the first row; `empty` says what to do when there are none.
 
-    Lists may fold; everything else stays whole, and where that is too wide there is a block of lines per row instead.
+    Lists may fold; everything else stays whole, and where that is too wide the rows of `narrower` say the same with
+    less; where they are too wide too, there is a block of lines per row instead.
     """
-    return _Rows(rows) if rows else f"[dim]{escape(empty)}[/]"
+    return _Rows(rows, narrower or rows) if rows else f"[dim]{escape(empty)}[/]"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -70,28 +73,33 @@ class _Rows:
     """Rows that look at the width they are given before they choose their form."""
 
     rows: Sequence[Mapping[str, Any]]
+    narrower: Sequence[Mapping[str, Any]]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        drawn = self._as_table()
-        needed = Measurement.get(console, options.update(max_width=_UNBOUNDED), drawn).minimum
-        yield drawn if needed <= options.max_width else self._as_blocks()
+        for rows in (self.rows, self.narrower):
+            drawn = self._as_table(rows)
+            needed = Measurement.get(console, options.update(max_width=_UNBOUNDED), drawn).minimum
+            if needed <= options.max_width:
+                yield drawn
+                return
+        yield self._as_blocks()
 
-    def _as_table(self) -> Table:
+    def _as_table(self, rows: Sequence[Mapping[str, Any]]) -> Table:
         drawn = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-        for name in self.rows[0]:
-            values = [row[name] for row in self.rows]
+        for name in rows[0]:
+            values = [row[name] for row in rows]
             numeric = all(isinstance(value, int | float | None) and not isinstance(value, bool) for value in values)
             # Lists may fold, down to a width that can still be read.
             longest = max(_width(text) for text in (_head(name), *map(_cell, values)))
             width = min(longest, _FOLDED_COLUMNS_MIN) if any(map(_is_list, values)) else longest
             drawn.add_column(_head(name), justify="right" if numeric else "left", min_width=width, overflow="fold")
-        for row in self.rows:
+        for row in rows:
             drawn.add_row(*(_cell(value) for value in row.values()))
         return drawn
 
     def _as_blocks(self) -> Table:
         drawn = Table.grid("", "", padding=(0, 3, 0, 0))
-        for position, row in enumerate(self.rows):
+        for position, row in enumerate(self.narrower):
             if position:
                 drawn.add_row()
             for name, value in row.items():
