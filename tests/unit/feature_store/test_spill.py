@@ -111,7 +111,7 @@ async def test_a_result_is_kept_in_memory_or_in_a_file(
 
 async def test_all_joins_together_have_a_bound(tmp_path: Path) -> None:
     """Whoever goes beyond it fails, leaves nothing behind, and gives the room back to others."""
-    spills = SpillFolder(tmp_path, bytes_max=1_000, reserve_bytes=0)
+    spills = SpillFolder(tmp_path, bytes_max=800, reserve_bytes=0)
     async with spills.open() as one, spills.open() as other:
         one.file(SCHEMA).write(batch(*range(20)))
         other.file(SCHEMA).write(batch(*range(20)))
