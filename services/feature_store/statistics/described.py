@@ -47,8 +47,6 @@ from services.runtime.threads import in_thread
 
 log = structlog.get_logger()
 
-# Commits of so many rows are described while they are written; smaller ones when somebody asks.
-DESCRIBED_ROWS_MIN = 10_000
 # Computations on demand at once, each with a database connection that writers need too; and requests that wait.
 COMPUTATIONS_MAX = 1
 WAITING_MAX = 32
@@ -170,12 +168,10 @@ class DescribedRows:
         return before, after, compare(reference_statistics, current_statistics)
 
     async def committed(self, stored: StoredGroup, commit: Commit, rows: RowSource) -> None:
-        """Describes the rows of a commit that was published just now, if they are many.
+        """Describes the rows of a commit that was published just now.
 
         A failure is logged and nothing else: whoever asks later finds nothing kept, and computes.
         """
-        if rows.num_rows < DESCRIBED_ROWS_MIN:
-            return
         subject = subject_of_commit(stored, commit.number)
         async with self._writing:
             try:
