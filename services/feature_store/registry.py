@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, Protocol
 
 import structlog
 
@@ -19,12 +19,10 @@ from services.runtime.errors import NotFound, ServiceError, TransformMismatch
 
 log = structlog.get_logger()
 
-# What is remembered of versions; beyond this many the caches start anew.
-CACHED_MAX = 1_024
-# So old may be what another process changed in place or dropped, seconds. Writes and registrations always look anew.
+# Plans that are remembered; beyond this many it starts anew.
+PLANS_MAX = 1_024
+# So long a view that another process dropped may still be read, seconds.
 FOLLOW_S = 1.0
-K = TypeVar("K")
-V = TypeVar("V")
 
 
 class GroupsAndViews(Protocol):
@@ -70,9 +68,8 @@ class Registry:
         self._catalogue = catalogue
         self._changes = changes
         self._transforms = transforms
-        self._versions: dict[Reference, StoredGroup] = {}
         self._plans: dict[Reference, ViewPlan] = {}
-        # Counts how often the caches were emptied: what was read before that is not remembered after it.
+        # Counts how often the plans were forgotten: what was read before that is not remembered after it.
         self._emptied = 0
 
     async def register_group(self, group: FeatureGroup) -> tuple[FeatureGroup, bool]:
@@ -142,17 +139,7 @@ class Registry:
         return await self._catalogue.search(query)
 
     async def group(self, reference: Reference) -> StoredGroup:
-        """A group version, at most FOLLOW_S old. Raises NotFound."""
-        stored = self._versions.get(reference)
-        if stored is None:
-            emptied = self._emptied
-            stored = await self._catalogue.group(reference)
-            if reference.version and emptied == self._emptied:
-                _remember(self._versions, reference, stored)
-        return stored
-
-    async def present_group(self, reference: Reference) -> StoredGroup:
-        """A group version as it is now, for those who write to it. Raises NotFound."""
+        """A group version as it is now. Raises NotFound."""
         return await self._catalogue.group(reference)
 
     async def group_by_id(self, group_id: int) -> StoredGroup:
@@ -162,7 +149,7 @@ class Registry:
 
     async def described_group(self, reference: Reference) -> tuple[FeatureGroup, int]:
         """A group version and its visible rows."""
-        stored = await self._catalogue.group(reference)
+        stored = await self.group(reference)
         return stored.group, await self._catalogue.visible_rows(stored.id)
 
     async def view(self, reference: Reference) -> FeatureView:
@@ -181,7 +168,9 @@ class Registry:
                 groups = [await self.group(Reference(s.group, s.group_version)) for s in view.sources]
                 plan = plan_view(view, groups)
                 if emptied == self._emptied:
-                    _remember(self._plans, exact, plan)
+                    if len(self._plans) >= PLANS_MAX:
+                        self._plans.clear()
+                    self._plans[exact] = plan
         return plan
 
     async def groups(self) -> list[FeatureGroup]:
@@ -238,11 +227,4 @@ class Registry:
 
     def _forget(self) -> None:
         self._emptied += 1
-        self._versions.clear()
         self._plans.clear()
-
-
-def _remember(cache: dict[K, V], key: K, value: V) -> None:
-    if len(cache) >= CACHED_MAX:
-        cache.clear()
-    cache[key] = value

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from services.runtime.settings import DatabaseSettings
 from tests.conftest import MakeDatabase
 from tests.integration.feature_store.rig import LogInMemory, Store, running_store, state_folder
 
@@ -25,7 +26,13 @@ def log() -> LogInMemory:
 
 
 @pytest.fixture
-async def store(postgres_url: MakeDatabase, folder: Path, log: LogInMemory) -> AsyncIterator[Store]:
+def settings(postgres_url: MakeDatabase) -> DatabaseSettings:
+    """An empty database."""
+    return postgres_url("feature_store")
+
+
+@pytest.fixture
+async def store(settings: DatabaseSettings, folder: Path, log: LogInMemory) -> AsyncIterator[Store]:
     """A feature store on an empty database."""
-    async with running_store(postgres_url("feature_store"), folder, log=log) as made:
+    async with running_store(settings, folder, log=log) as made:
         yield made

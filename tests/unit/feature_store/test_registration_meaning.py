@@ -151,7 +151,7 @@ def test_a_view_keeps_its_version_for_other_words() -> None:
 
 
 @given(
-    values=columns().filter(lambda c: 0 < len(c) and c.valid is None), tags=st.dictionaries(st.just("k"), st.just("ä"))
+    values=columns().filter(lambda c: len(c) > 0 and c.valid is None), tags=st.dictionaries(st.just("k"), st.just("ä"))
 )
 def test_what_is_said_survives_being_stored(values: Column, tags: dict[str, str]) -> None:
     feature = replace(values.field, name="value")
