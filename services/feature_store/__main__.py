@@ -38,10 +38,12 @@ from services.feature_store.postgres.lineage import LineageTable
 from services.feature_store.postgres.manifests import ManifestTable
 from services.feature_store.postgres.pipelines import PipelineTable
 from services.feature_store.postgres.published_rows import PublishedRowReader
+from services.feature_store.postgres.quarantine import Quarantine
 from services.feature_store.postgres.registrations import Registrations
 from services.feature_store.postgres.row_history import RowHistoryReader
 from services.feature_store.postgres.rows import RowReader
 from services.feature_store.postgres.statistics import GroupCommitTable, StatisticsTable
+from services.feature_store.quarantined_rows import QuarantinedRows
 from services.feature_store.reads import FeatureReads
 from services.feature_store.registry import Registry
 from services.feature_store.scratch import ScratchFolder
@@ -111,7 +113,6 @@ async def serve(settings: FeatureStoreSettings) -> None:
         spills = SpillFolder(settings.state_folder / "join")
         stack.callback(spills.close)
         join = ViewJoin(rows, engine, transforms, spills)
-        writes = FeatureWrites(registry, commits, applier, clock, own_metrics)
         watermarks, queries = Watermarks(commits), SpineQueries(registry, rows, spills)
         reads = FeatureReads(registry, watermarks, rows, queries, join)
         dataset_rows = DatasetRows(registry, join, LoggedRows(registry, LabelledRows(database), spills), queries)
@@ -129,20 +130,22 @@ async def serve(settings: FeatureStoreSettings) -> None:
             SketchingEngine(),
             StatisticsMetrics(metrics.registry),
         )
+        transit = TablesInTransit(settings.state_folder / "transit")
+        stack.callback(transit.close)
+        writes = FeatureWrites(registry, commits, applier, clock, own_metrics, transit.workspace, described)
+        quarantined = QuarantinedRows(registry, commits, Quarantine(database))
         vectors = VectorReader(registry, online, RowHistoryReader(database, commits))
         source = None
         if settings.logger is not None:
             source = LoggerClient(await stack.enter_async_context(open_channel(settings.logger)))
         ingestion = LogIngestion(registry, commits, source, clock, own_metrics, applier.pass_over)
 
-        transit = TablesInTransit(settings.state_folder / "transit")
-        stack.callback(transit.close)
         server = Server(settings, metrics)
         registry_pb2_grpc.add_FeatureRegistryServiceServicer_to_server(RegistryServicer(registry), server.grpc)
         lineage = Lineage(LineageTable(database))
         lineage_pb2_grpc.add_LineageServiceServicer_to_server(LineageServicer(lineage), server.grpc)
         offline_pb2_grpc.add_OfflineFeatureServiceServicer_to_server(
-            OfflineServicer(writes, reads, transit), server.grpc
+            OfflineServicer(writes, reads, quarantined, transit), server.grpc
         )
         training_dataset_pb2_grpc.add_TrainingDatasetServiceServicer_to_server(
             TrainingDatasetServicer(datasets, transit), server.grpc

@@ -32,6 +32,7 @@ from services.feature_store.log_groups import (
 )
 from services.feature_store.metrics import FeatureStoreMetrics
 from services.feature_store.registry import Registry
+from services.feature_store.row_source import TableRows
 from services.runtime.clock import Clock
 from services.runtime.errors import NotFound, ServiceError
 from services.runtime.threads import in_thread
@@ -151,7 +152,7 @@ class LogIngestion:
         existing = await self._registry.find_group(Reference(group_name(PREDICTIONS, view.name, view.version)))
         group = predictions_group(view, entries, existing.group if existing is not None else None)
         stored = await self._registry.derived_group(group)
-        return [StagedRows(stored, await in_thread(prediction_rows, stored.group, entries))]
+        return [StagedRows(stored, TableRows(await in_thread(prediction_rows, stored.group, entries)))]
 
     async def _stage_outcomes(self, reference: Reference, entries: list[OutcomeEntry]) -> list[StagedRows]:
         view = await self._known(reference)
@@ -159,7 +160,7 @@ class LogIngestion:
             return []
         stored = await self._registry.derived_group(outcomes_group(view))
         tables = await in_thread(outcome_rows, stored.group, entries)
-        return [StagedRows(stored, table) for table in tables]
+        return [StagedRows(stored, TableRows(table)) for table in tables]
 
     async def _known(self, reference: Reference) -> FeatureView | None:
         """The view, or None for one that was never registered here: such entries are skipped and counted."""

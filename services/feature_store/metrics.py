@@ -12,6 +12,9 @@ class FeatureStoreMetrics:
         name = "foresight_feature_store"
         self.commits = Counter(f"{name}_commits", "Commits published by this process", registry=registry)
         self.rows_written = Counter(f"{name}_rows_written", "Rows published by this process", registry=registry)
+        self.rows_quarantined = Counter(
+            f"{name}_rows_quarantined", "Rows that writes of this process kept apart", registry=registry
+        )
         self.applied_commit = Gauge(
             f"{name}_applied_commit", "Last commit that the online store has applied", registry=registry
         )

@@ -1,122 +1,160 @@
-"""Tables of rows that somebody wants to write: checked wholly, before anything of them is stored."""
+"""Rows that somebody wants to write: checked wholly, batch by batch, before anybody sees one of them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from foresight.values import DataType, FeatureGroup, Field, InvalidValue, Violation
-from services.feature_store.conformance import Unfit, conform, one_array
-from services.feature_store.expansion import expanded_bytes
-from services.runtime.errors import LimitExceeded, OutOfRange
+from foresight.tables import arrow_type
+from foresight.values import (
+    DataType,
+    FeatureGroup,
+    Field,
+    InvalidValue,
+    Violation,
+    instant_from_micros,
+    micros_from_instant,
+)
+from services.feature_store.conformance import UTC_MICROS, Unfit, conform, one_array
+from services.runtime.errors import OutOfRange
 
-ROWS_MAX = 5_000_000
-TABLE_BYTES_MAX = 1 << 30
 # Schedules and forecasts lie in the future; beyond this it is a mistake of units.
 FUTURE_MAX = timedelta(days=366)
 EVENT_TIME = Field("event_time", DataType.TIMESTAMP)
 KNOWN_AT = Field("known_at", DataType.TIMESTAMP)
 DELETED = Field("deleted", DataType.BOOL)
-# Hash aggregation in threads pays from here on.
-_THREADED_ROWS = 100_000
-# Up to so many a Python set is faster than starting an aggregation.
-_FEW_ROWS = 1_000
-
-
-def check_size(table: pa.Table) -> None:
-    """Raises LimitExceeded for a table with more rows or bytes than one call may bring."""
-    if table.num_rows > ROWS_MAX:
-        raise LimitExceeded(f"the table has {table.num_rows} rows, more than {ROWS_MAX}", limit="rows")
-    if expanded_bytes(table) > TABLE_BYTES_MAX:
-        raise LimitExceeded(f"the table has more than {TABLE_BYTES_MAX} bytes", limit="bytes")
-
-
-def check_rows(table: pa.Table, group: FeatureGroup, now: datetime) -> pa.Table:
-    """The rows with exact types: keys, `event_time`, features, and `known_at` and `deleted` where given.
-
-    A NULL in `known_at` is the commit's time, one in `deleted` is false.
-    Raises InvalidValue with every fault found, OutOfRange for event times too far in the future, LimitExceeded.
-    """
-    check_size(table)
-    faults = Faults()
-    if table.num_rows == 0:
-        faults.add("arrow", "has no rows")
-    known = {f.name: f for f in (*group.entity_keys, EVENT_TIME, *group.features, KNOWN_AT, DELETED)}
-    for name in table.column_names:
-        if name not in known:
-            faults.add(f"arrow.{name[:63]}", "is not a column of the group")
-    columns: dict[str, pa.Array] = {}
-    required = {f.name for f in (*group.entity_keys, EVENT_TIME)}
-    for name, field in known.items():
-        if name in table.column_names:
-            columns[name] = faults.conform(table.column(name), field, nulls=name not in required)
-        elif name in required:
-            faults.add(f"arrow.{name}", "is missing")
-    faults.raise_any()
-    _check_known_at(columns, now, faults)
-    _check_unique(columns, [*(f.name for f in group.entity_keys), "event_time"], faults)
-    faults.raise_any()
-    latest = pc.max(columns["event_time"]).as_py()
-    if latest > now + FUTURE_MAX:
-        raise OutOfRange(f"the event time {latest.isoformat()} is more than {FUTURE_MAX.days} days in the future")
-    if "deleted" in columns:
-        columns["deleted"] = columns["deleted"].fill_null(False)
-    return pa.table(columns)
 
 
 class Faults:
-    """All faults of a table, raised together."""
+    """All faults of rows, raised together; those that are found batch by batch are counted."""
 
     def __init__(self) -> None:
-        self._found: list[Violation] = []
+        # Rows by field, problem and advice, in the order in which they were found; 0: of the whole.
+        self._found: dict[tuple[str, str, str], int] = {}
+        # How often one was added.
+        self.count = 0
 
-    def add(self, field: str, description: str) -> None:
-        self._found.append(Violation(field, description))
+    def __bool__(self) -> bool:
+        return bool(self._found)
 
-    def conform(self, column: pa.ChunkedArray, field: Field, *, nulls: bool) -> pa.Array:
+    def add(self, field: str, problem: str, rows: int = 0, advice: str = "") -> None:
+        """Takes a fault; `rows` more rows have it."""
+        self.count += 1
+        fault = field, problem, advice
+        self._found[fault] = self._found.get(fault, 0) + rows
+
+    def conform(self, column: pa.ChunkedArray | pa.Array, field: Field, *, nulls: bool) -> pa.Array:
         """The column with the field's type, or as it is when it does not fit."""
         where = f"arrow.{field.name}"
         try:
             array = conform(column, field)
         except Unfit as unfit:
-            self.add(where, str(unfit))
+            self.add(where, unfit.problem, unfit.rows, unfit.advice)
             return one_array(column)
         if array.null_count and not nulls:
-            self.add(where, f"is NULL in {array.null_count} rows")
+            self.add(where, "is NULL", array.null_count)
         return array
 
     def raise_any(self) -> None:
+        """Raises InvalidValue with all faults, if there are any."""
         if self._found:
-            first, *more = self._found
+            first, *more = (_violation(fault, rows) for fault, rows in self._found.items())
             raise InvalidValue(first.field, first.description, *more)
 
 
-def _check_known_at(columns: dict[str, pa.Array], now: datetime, faults: Faults) -> None:
-    if "known_at" in columns:
-        latest = pc.max(columns["known_at"]).as_py()
-        if latest is not None and latest > now:
-            faults.add("arrow.known_at", f"has {latest.isoformat()}, which is in the future")
+class RowCheck:
+    """Checks the rows of one write: keys, `event_time`, features, and `known_at` and `deleted` where given.
+
+    A NULL in `known_at` is the commit's time, one in `deleted` is false. What is wrong with rows is gathered, and
+    raised by `finish`.
+    """
+
+    def __init__(self, group: FeatureGroup, schema: pa.Schema, now: datetime) -> None:
+        self._faults = Faults()
+        self._now_us = micros_from_instant(now)
+        self._future_us = micros_from_instant(now + FUTURE_MAX)
+        self._too_late = 0
+        self._latest_us: int | None = None
+        known = {f.name: f for f in (*group.entity_keys, EVENT_TIME, *group.features, KNOWN_AT, DELETED)}
+        for name in schema.names:
+            if name not in known:
+                self._faults.add(f"arrow.{name[:63]}", "is not a column of the group")
+        self._required = (*(f.name for f in group.entity_keys), EVENT_TIME.name)
+        self.fields = [field for name, field in known.items() if name in schema.names]
+        missing = [name for name in self._required if name not in schema.names]
+        for name in missing:
+            self._faults.add(f"arrow.{name}", "is missing")
+        self._whole = not missing
+        self._columns = {name: index for index, name in enumerate(schema.names)}
+        self.schema = pa.schema([(field.name, arrow_type(field)) for field in self.fields])
+
+    @property
+    def failed(self) -> bool:
+        """Whether something is wrong so far."""
+        return bool(self._faults) or self._too_late > 0
+
+    @property
+    def latest_event_time(self) -> datetime | None:
+        """The latest event time so far."""
+        return None if self._latest_us is None else instant_from_micros(self._latest_us)
+
+    def checked(self, batch: pa.RecordBatch) -> pa.RecordBatch | None:
+        """The rows with exact types; None when something is wrong with a column."""
+        before = self._faults.count
+        columns = {
+            field.name: self._faults.conform(
+                batch.column(self._columns[field.name]), field, nulls=field.name not in self._required
+            )
+            for field in self.fields
+        }
+        if self._faults.count > before or not self._whole:
+            return None
+        self._check_times(columns)
+        return self._rows(columns)
+
+    def typed(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """The rows of a batch that was checked before, with exact types."""
+        return self._rows({f.name: conform(batch.column(self._columns[f.name]), f) for f in self.fields})
+
+    def column(self, batch: pa.RecordBatch, field: Field) -> pa.Array:
+        """One column of a batch, with its exact type. Raises Unfit."""
+        return conform(batch.column(self._columns[field.name]), field)
+
+    def add(self, field: str, problem: str) -> None:
+        """Takes a fault that shows in the rows as a whole."""
+        self._faults.add(field, problem)
+
+    def finish(self) -> None:
+        """Raises InvalidValue with every fault found, OutOfRange for event times too far in the future."""
+        self._faults.raise_any()
+        if self._too_late and self._latest_us is not None:
+            latest = instant_from_micros(self._latest_us).isoformat()
+            raise OutOfRange(
+                f"the event time {latest} is more than {FUTURE_MAX.days} days in the future, "
+                f"as {self._too_late} of the event times are"
+            )
+
+    def _rows(self, columns: dict[str, pa.Array]) -> pa.RecordBatch:
+        if "deleted" in columns:
+            columns["deleted"] = columns["deleted"].fill_null(False)
+        return pa.RecordBatch.from_arrays(list(columns.values()), schema=self.schema)
+
+    def _check_times(self, columns: dict[str, pa.Array]) -> None:
+        times = columns["event_time"].cast(pa.int64())
+        latest = pc.max(times).as_py()
+        if latest is not None and (self._latest_us is None or latest > self._latest_us):
+            self._latest_us = latest
+        if latest is not None and latest > self._future_us:
+            self._too_late += pc.sum(pc.greater(times, self._future_us)).as_py()
+        if "known_at" in columns:
+            late = pc.greater(columns["known_at"], pa.scalar(self._now_us, UTC_MICROS))
+            if pc.any(late, min_count=0).as_py():
+                self._faults.add("arrow.known_at", "is in the future", pc.sum(late).as_py())
 
 
-def _check_unique(columns: dict[str, pa.Array], names: Sequence[str], faults: Faults) -> None:
-    """One write says one thing about a key at a time; even equal rows are refused, as dropping one would be silent."""
-    if len(columns["event_time"]) <= _FEW_ROWS and _few_are_unique([columns[name] for name in names]):
-        return
-    keys = pa.table({name: columns[name] for name in names})
-    threads = keys.num_rows >= _THREADED_ROWS
-    counts = keys.group_by(list(names), use_threads=threads).aggregate([([], "count_all")])
-    if counts.num_rows == keys.num_rows:
-        return
-    repeated = counts.filter(pc.greater(counts["count_all"], 1))
-    sample = {name: repeated[name][0].as_py() for name in names}
-    sample["event_time"] = sample["event_time"].isoformat()
-    named = ", ".join(f"{name} {ascii(value)[:60]}" for name, value in sample.items())
-    faults.add("arrow", f"has {repeated.num_rows} keys and event times more than once, such as {named}")
-
-
-def _few_are_unique(columns: Sequence[pa.Array]) -> bool:
-    plain = [(c.cast(pa.int64()) if pa.types.is_timestamp(c.type) else c).to_pylist() for c in columns]
-    return len(set(zip(*plain, strict=True))) == len(plain[0])
+def _violation(fault: tuple[str, str, str], rows: int) -> Violation:
+    field, problem, advice = fault
+    counted = f"{problem} in {rows} rows" if rows > 1 else f"{problem} in 1 row" if rows else problem
+    return Violation(field, f"{counted}; {advice}" if advice else counted)

@@ -20,7 +20,7 @@ from foresight.values import Column, DataType, FeatureGroup, FeatureView, Field,
 from services.feature_store.__main__ import MIGRATIONS
 from services.feature_store.applier import Applier, CatchUp
 from services.feature_store.asof import DuckDbAsOf
-from services.feature_store.commits import Commit
+from services.feature_store.commits import Commit, WriteOrigin
 from services.feature_store.dataset_files import DatasetFiles
 from services.feature_store.dataset_rows import DatasetRows
 from services.feature_store.datasets import TrainingDatasets
@@ -41,12 +41,15 @@ from services.feature_store.postgres.lineage import LineageTable
 from services.feature_store.postgres.manifests import ManifestTable
 from services.feature_store.postgres.published_rows import PublishedRowReader
 from services.feature_store.postgres.registrations import Registrations
+from services.feature_store.postgres.quarantine import Quarantine
 from services.feature_store.postgres.row_history import RowHistoryReader
 from services.feature_store.postgres.rows import RowReader
 from services.feature_store.postgres.statistics import GroupCommitTable, StatisticsTable
 from services.feature_store.queries import GroupQuery, SpineQuery
+from services.feature_store.quarantined_rows import QuarantinedRows
 from services.feature_store.reads import FeatureReads
 from services.feature_store.registry import Registry
+from services.feature_store.row_source import RowSource, TableRows
 from services.feature_store.row_source import RowSource, TableRows, read_all
 from services.feature_store.scratch import ScratchFolder
 from services.feature_store.spill import SpillFolder
@@ -57,7 +60,8 @@ from services.feature_store.statistics.measures import StatisticsMetrics
 from services.feature_store.vectors import VectorReader
 from services.feature_store.view_join import ViewJoin
 from services.feature_store.watermarks import Watermarks
-from services.feature_store.writes import FeatureWrites
+from services.feature_store.workspace import Workspace
+from services.feature_store.writes import FeatureWrites, Write
 from services.runtime.database import Database, open_database
 from services.runtime.errors import Unavailable
 from services.runtime.identity import LOCAL
@@ -101,6 +105,8 @@ class Store:
     catch_up: CatchUp
     applier: Applier
     writes: FeatureWrites
+    workspace: Workspace
+    quarantined: QuarantinedRows
     reads: FeatureReads
     datasets: TrainingDatasets
     described: DescribedRows
@@ -125,13 +131,17 @@ class Store:
     async def view(self, name: str, *sources: ViewSource, **options: Any) -> FeatureView:
         """Registers a view with the label `late`."""
         label = options.pop("label", Field("late", DataType.BOOL))
-        view, _ = await self.registry.register_view(FeatureView(name, label, sources, **options))
-        return view
+        return (await self.registry.register_view(FeatureView(name, label, sources, **options))).view
 
     async def write(self, group: str, rows: Iterable[dict[str, Any]], write_id: str = "") -> Commit:
         """Writes rows given as dictionaries."""
         stored = await self.registry.group(Reference(group))
-        return await self.writes.write(Reference(group), write_id, table(stored.group, list(rows)), LOCAL)
+        return await self.write_table(group, table(stored.group, list(rows)), write_id)
+
+    async def write_table(self, group: str, rows: pa.Table | RowSource, write_id: str = "", **origin: Any) -> Commit:
+        """Writes an Arrow table, or rows of any size."""
+        source = TableRows(rows) if isinstance(rows, pa.Table) else rows
+        return await self.writes.write(Write(Reference(group), source, LOCAL, WriteOrigin(write_id, **origin)))
 
     async def read(self, group: str, commit: int = 0, *, latest_only: bool = False) -> list[dict[str, Any]]:
         """All rows of a group."""
@@ -201,6 +211,7 @@ async def running_store(
             SketchingEngine(),
             measured,
         )
+        workspace = Workspace(folder / "transit")
         store = Store(
             database=database,
             folder=folder,
@@ -211,7 +222,9 @@ async def running_store(
             online=online,
             catch_up=catch_up,
             applier=applier,
-            writes=FeatureWrites(registry, commits, applier, now, own),
+            writes=FeatureWrites(registry, commits, applier, now, own, workspace, described),
+            workspace=workspace,
+            quarantined=QuarantinedRows(registry, commits, Quarantine(database)),
             reads=FeatureReads(registry, watermarks, rows, queries, join),
             datasets=datasets,
             described=described,
@@ -228,6 +241,7 @@ async def running_store(
             await store.stop_applying()
             online.close()
             scratch.close()
+            workspace.close()
             engine.close()
 
 

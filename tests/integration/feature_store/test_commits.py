@@ -11,6 +11,8 @@ from foresight.values import DataType, Field, InvalidValue
 from services.feature_store.groups import Reference
 from services.feature_store.histories import EventTimes
 from services.feature_store.queries import GroupQuery
+from services.feature_store.row_source import TableRows
+from services.feature_store.writes import Write
 from services.runtime.errors import AlreadyExists, NotFound, OutOfRange, PermissionDenied
 from services.runtime.identity import LOCAL
 from tests.integration.feature_store.rig import NOW, Store, at, table
@@ -122,16 +124,16 @@ async def test_a_refused_write_changes_nothing(store: Store) -> None:
         await store.write("weather", [{"place": "a", "event_time": at(1)}] * 2)
     with pytest.raises(OutOfRange):
         await store.write("weather", [{"place": "a", "event_time": NOW + timedelta(days=367)}])
-    rows = table(group, [{"place": "a", "event_time": at(1), "known_at": at(2)}])
+    rows = TableRows(table(group, [{"place": "a", "event_time": at(1), "known_at": at(2)}]))
     with pytest.raises(PermissionDenied):
-        await store.writes.write(Reference("weather"), "", rows, "spiffe://foresight/application/demo")
+        await store.writes.write(Write(Reference("weather"), rows, "spiffe://foresight/application/demo"))
     with pytest.raises(PermissionDenied):
-        await store.writes.write(Reference("weather"), "", rows, "spiffe://foresight/operator-evil/demo")
+        await store.writes.write(Write(Reference("weather"), rows, "spiffe://foresight/operator-evil/demo"))
     with pytest.raises(NotFound):
-        await store.writes.write(Reference("absent"), "", rows, LOCAL)
+        await store.writes.write(Write(Reference("absent"), rows, LOCAL))
     assert await store.read("weather") == []
     assert await store.commits.last() == 0
-    await store.writes.write(Reference("weather"), "", rows, "spiffe://foresight/operator/ada")
+    await store.writes.write(Write(Reference("weather"), rows, "spiffe://foresight/operator/ada"))
     with pytest.raises(OutOfRange):
         await store.read("weather", commit=2)
 

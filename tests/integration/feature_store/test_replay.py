@@ -15,14 +15,16 @@ from prometheus_client import CollectorRegistry
 
 from foresight.values import Column, DataType, FeatureStatus, Field, InvalidValue, micros_from_instant
 from services.feature_store.applier import Applier
-from services.feature_store.commits import StagedRows
+from services.feature_store.commits import WriteOrigin
 from services.feature_store.groups import Reference
+from services.feature_store.incoming_rows import IncomingRows
 from services.feature_store.leases import FileLease
 from services.feature_store.metrics import FeatureStoreMetrics
+from services.feature_store.row_source import TableRows
 from services.feature_store.vectors import FeatureVectors
 from services.runtime.errors import LimitExceeded, NotFound, OutOfRange, Unavailable
 from tests.conftest import MakeDatabase
-from tests.integration.feature_store.rig import Store, at, keys, running_store, source
+from tests.integration.feature_store.rig import NOW, Store, at, keys, running_store, source
 
 FEATURES = (
     Field("number", DataType.FLOAT64),
@@ -222,8 +224,9 @@ async def test_a_second_store_follows_and_takes_over(postgres_url: MakeDatabase,
         await follower.applied(2, 10)
         assert follower.caught_up
         await leader.stop_applying()
-        staged = StagedRows(await leader.registry.group(Reference("weather")), ROW)
-        await leader.commits.write(staged)
+        stored = await leader.registry.group(Reference("weather"))
+        rows = IncomingRows(stored, TableRows(ROW), NOW, leader.workspace, digested=False)
+        await leader.commits.write(stored, rows, WriteOrigin())
         await follower.applied(3, 10)
         vectors = await leader.vectors.latest(Reference("judged"), asked, at(5))
         assert vectors.features[0].values == [3.0]

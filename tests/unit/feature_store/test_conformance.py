@@ -55,7 +55,7 @@ def test_what_loses_nothing_is_cast(array: pa.Array, field: Field, expected: lis
     [
         (pa.array([1.0]), INT, "is double"),
         (pa.array([True]), INT, "is bool"),
-        (pa.array([2**63], pa.uint64()), INT, "beyond 2^63"),
+        (pa.array([2**63], pa.uint64()), INT, "beyond 2\\^63"),
         (pa.array([2**53 + 1]), FLOAT, "beyond 2\\^53"),
         (pa.array([math.nan]), FLOAT, "NaN"),
         (pa.array([None, -math.inf]), FLOAT, "NaN or an infinity"),
