@@ -1,4 +1,4 @@
-"""Statistics of a store: of what was written, of what counts by a commit, of datasets and of the log; kept and forgotten."""
+"""Statistics of a store: of commits, of what counts by a commit, of datasets and of the log; kept, and forgotten."""
 
 from __future__ import annotations
 
@@ -26,7 +26,18 @@ from services.feature_store.statistics.measures import StatisticsMetrics
 from services.feature_store.statistics.targets import CommitRows, DatasetRows, LatestRows, LogWindow, Target
 from services.runtime.errors import FailedPrecondition, NotFound, OutOfRange
 from tests.conftest import MakeDatabase
-from tests.integration.feature_store.rig import T0, UTC_MICROS, Store, at, running_store, source, state_folder, table
+from tests.integration.feature_store.rig import (
+    T0,
+    UTC_MICROS,
+    LogInMemory,
+    Store,
+    at,
+    running_store,
+    source,
+    state_folder,
+    table,
+)
+from tests.integration.feature_store.test_ingestion import define, predictions, take_all
 
 PLACE, WIND = Field("place", DataType.STRING), Field("wind", DataType.FLOAT64)
 MANY = 12_000
@@ -49,7 +60,9 @@ def many(rows: int = MANY) -> pa.Table:
     """Rows enough to be described while they are written."""
     times = [T0 + timedelta(seconds=i) for i in range(rows)]
     winds = pa.array(np.arange(rows, dtype=np.float64), mask=np.arange(rows) % 10 == 0)
-    return pa.table({"place": [f"p{i % 7}" for i in range(rows)], "event_time": pa.array(times, UTC_MICROS), "wind": winds})
+    return pa.table(
+        {"place": [f"p{i % 7}" for i in range(rows)], "event_time": pa.array(times, UTC_MICROS), "wind": winds}
+    )
 
 
 async def described(store: Store, target: Target) -> dict[str, ColumnStatistics]:
@@ -227,3 +240,26 @@ async def test_datasets_are_described_by_split(store: Store) -> None:
     await store.datasets.delete(manifest.id)
     with pytest.raises(NotFound):
         await store.described.get(DatasetRows(manifest.id))
+
+
+async def test_a_window_of_the_log_is_described_as_it_was_reingested(postgres_url: MakeDatabase) -> None:
+    log = LogInMemory()
+    with state_folder() as folder:
+        async with running_store(postgres_url("statistics"), folder, log=log) as store:
+            await define(store)
+            window = LogWindow(Reference("judged"), at(60))
+            with pytest.raises(FailedPrecondition, match="reingested"):
+                await store.described.get(window)
+            log.entries = [predictions(["p0", "p1", "p2"], 1), predictions(["p3", "p4"], 5, deployment="other")]
+            await take_all(store, log)
+            found = await described(store, window)
+            assert (found["wind"].rows, found["wind"].nulls, found["wind"].maximum) == (5, 2, 2.0)
+            assert found["log_deployment"].top_values == ("delays", "other")
+            only = await described(store, LogWindow(Reference("judged"), at(60), deployment="other"))
+            assert (only["wind"].rows, only["prediction_id"].minimum) == (2, "p3")
+            early = await described(store, LogWindow(Reference("judged"), at(5), at(0)))
+            assert (early["wind"].rows, early["event_time"].distinct) == (3, 1)
+            log.entries.append(predictions(["p5"], 10))
+            await take_all(store, log)
+            assert (await described(store, window))["wind"].rows == 6
+            assert counted(store, "log", "computed") == 4
