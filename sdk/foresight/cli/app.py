@@ -10,7 +10,18 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from foresight.cli import datasets, describe, features, lineage, models, prediction_log, predictions, registry, stack
+from foresight.cli import (
+    datasets,
+    describe,
+    features,
+    lineage,
+    models,
+    pipelines,
+    prediction_log,
+    predictions,
+    registry,
+    stack,
+)
 from foresight.cli.terminal import report_error
 from foresight.client import ForesightError, InvalidValue
 
@@ -35,5 +46,5 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
     rich_markup_mode="rich",
 )
-for part in (stack, features, registry, lineage, describe, datasets, models, predictions, prediction_log):
+for part in (stack, features, registry, lineage, describe, pipelines, datasets, models, predictions, prediction_log):
     part.add_commands(app)
