@@ -10,7 +10,7 @@ from foresight.scoring import Signature
 from foresight.values import InvalidValue, check_name
 
 VERSION_MAX = 2**31 - 1
-SPLITS = ("", "train", "test")
+SPLITS = ("", "train", "validation", "test")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class DatasetSelection:
         if not 1 <= len(self.dataset_id) <= 128 or not self.dataset_id.isascii() or not self.dataset_id.isprintable():
             raise InvalidValue("dataset_id", "is not 1 to 128 printable ASCII characters")
         if self.split not in SPLITS:
-            raise InvalidValue("split", "is not train, test or empty")
+            raise InvalidValue("split", "is not train, validation, test or empty")
 
 
 @dataclass(frozen=True, slots=True)

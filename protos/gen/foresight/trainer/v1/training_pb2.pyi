@@ -171,7 +171,7 @@ class DatasetSelection(_message.Message):
     dataset_id: _builtins.str
     """Id of the dataset."""
     split: _builtins.str
-    """`train`, `test`, or empty for all rows."""
+    """`train`, `validation`, `test`, or empty for all rows."""
     def __init__(
         self,
         *,
