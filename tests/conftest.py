@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import shutil
 import subprocess
 import tempfile
@@ -41,6 +42,17 @@ class PostgresServer:
         finally:
             await connection.close()
         return DatabaseSettings(url=self.embedded.url(database=name), password_file=self.password_file)
+
+    async def copy(self, source: DatabaseSettings, target: DatabaseSettings) -> None:
+        """Fills an empty database with what another one has, as a backup does: pg_dump, then pg_restore."""
+        with tempfile.NamedTemporaryFile(suffix=".dump") as dump:
+            await self._run("pg_dump", "--format=custom", f"--file={dump.name}", f"--dbname={source.url}")
+            await self._run("pg_restore", "--exit-on-error", f"--dbname={target.url}", dump.name)
+
+    async def _run(self, program: str, *arguments: str) -> None:
+        environment = os.environ | {"PGPASSWORD": self.password_file.read_text()}
+        process = await asyncio.create_subprocess_exec(self.embedded.program(program), *arguments, env=environment)
+        assert await process.wait() == 0
 
 
 @pytest.fixture(scope="session")

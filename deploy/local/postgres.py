@@ -114,6 +114,10 @@ class EmbeddedPostgres:
         flags = [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
         return [*_as_unprivileged(), str(self._bin / "postgres"), "-D", str(self.data_folder), *flags]
 
+    def program(self, name: str) -> Path:
+        """A program that comes with the server, such as pg_dump."""
+        return self._bin / name
+
     def identity(self) -> dict[str, Any]:
         """Keyword arguments of subprocess.Popen that the command needs: another user, or nothing."""
         _give_away(self.socket_folder)

@@ -14,7 +14,7 @@ import asyncio
 import base64
 import binascii
 import contextlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Protocol
 
@@ -24,6 +24,7 @@ from services.feature_store.dataset_files import DatasetFiles, SplitRows, Stored
 from services.feature_store.dataset_rows import DatasetRows, MadeRows, Recipe
 from services.feature_store.groups import Reference
 from services.feature_store.manifests import DatasetRequest, Manifest, ManifestFilter, ManifestPlace
+from services.feature_store.queries import SpineQuery
 from services.feature_store.registry import Registry
 from services.feature_store.row_source import RowSource
 from services.feature_store.splits import SPLITS, HashSplit
@@ -172,18 +173,24 @@ class TrainingDatasets:
             await self._remove_unneeded(manifest.content_sha256)
             await self._remove_unneeded(manifest.spine_sha256)
 
-    async def holding(self, keys: Mapping[str, Any], lost: Mapping[Reference, int]) -> list[Manifest]:
+    async def holding(
+        self,
+        keys_in: Callable[[Reference], Sequence[Mapping[str, Any]]],
+        named_in: Callable[[SpineQuery], bool],
+        lost: Mapping[Reference, int],
+    ) -> list[Manifest]:
         """The datasets that have, or may have had, rows of a forgotten entity; call it once its rows are gone.
 
-        `keys`: values by column, all of which a row of theirs or of their spine has. `lost`: for each group version
-        that lost rows the first commit of those; a dataset made of such a group by then, without any rows or spine left
-        to look at, could not be made again. Rows that are being made while this is called will not be stored.
+        `keys_in`: values by column of a view's keys; a row about the entity has all of one of them. `named_in`: whether
+        the query of a spine names the entity. `lost`: for each group version that lost rows the first commit of those;
+        a dataset made of such a group by then, without any rows or spine left to look at, could not be made again. Rows
+        that are being made while this is called will not be stored.
         """
         async with self._manifests.exclusive():
             await self._manifests.begin_erasure()
         found, after = [], None
         while page := await self._manifests.page(ManifestFilter(remembered=True), after, PAGE_SIZE):
-            found += [manifest for manifest in page if await self._may_hold(manifest, keys, lost)]
+            found += [manifest for manifest in page if await self._may_hold(manifest, keys_in, named_in, lost)]
             after = ManifestPlace.of(page[-1])
         return found
 
@@ -196,7 +203,19 @@ class TrainingDatasets:
             await self._remove_unneeded(manifest.spine_sha256)
         return manifest
 
-    async def _may_hold(self, manifest: Manifest, keys: Mapping[str, Any], lost: Mapping[Reference, int]) -> bool:
+    async def _may_hold(
+        self,
+        manifest: Manifest,
+        keys_in: Callable[[Reference], Sequence[Mapping[str, Any]]],
+        named_in: Callable[[SpineQuery], bool],
+        lost: Mapping[Reference, int],
+    ) -> bool:
+        if manifest.spine is not None and (
+            named_in(manifest.spine) or lost.get(manifest.spine.query.group, manifest.commit + 1) <= manifest.commit
+        ):
+            # Rows that are gone were spine rows, unless the query left them out; their keys may go by other names.
+            return True
+        wanted = keys_in(manifest.view)
         seen = False
         for sha256 in (manifest.content_sha256 if manifest.stored else "", manifest.spine_sha256):
             if not sha256 or not await in_thread(self._files.has, sha256):
@@ -204,8 +223,9 @@ class TrainingDatasets:
             seen = True
             try:
                 async with self._opened(sha256) as rows:
-                    if await in_thread(rows.holds, keys):
-                        return True
+                    for keys in wanted:
+                        if await in_thread(rows.holds, keys):
+                            return True
             except DataLoss:
                 # Nobody can say what is in it.
                 return True
