@@ -1,159 +1,102 @@
-"""What every online store keeps to: a state machine against a dictionary, and the store's own edges."""
+"""The laws of online stores over LMDB, and LMDB's own edges."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import resource
+import subprocess
+import sys
 import tempfile
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import Any
 
 import lmdb
-import pyarrow as pa
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import settings
 
-from foresight.tables import arrow_type
-from foresight.values import Column, DataType, FeatureGroup, Field
-from services.feature_store.groups import StoredGroup
-from services.feature_store.online import CommittedRows, FoundRow, KeyQuery, OnlineStore
+from services.feature_store.online import FoundRow, OnlineStore
 from services.feature_store.online_lmdb import LmdbOnlineStore
-from services.feature_store.row_source import TableRows
 from services.runtime.errors import LimitExceeded
+from tests.laws.feature_store.online_suite import GROUPS, OnlineLaws, OnlineStoreMachine, Row, committed, query
 
-FEATURES = (
-    Field("number", DataType.FLOAT64),
-    Field("count", DataType.INT64),
-    Field("flag", DataType.BOOL),
-    Field("words", DataType.STRING),
-    Field("moment", DataType.TIMESTAMP),
-    Field("vector", DataType.FLOAT_VECTOR, 2),
-    Field("remark", DataType.STRING),
-)
-KEYS = (Field("first", DataType.STRING), Field("second", DataType.INT64), Field("third", DataType.BOOL))
-LONG = "x" * 4_000
-GROUPS = [
-    StoredGroup(1, FeatureGroup("one", KEYS, FEATURES, version=1)),
-    StoredGroup(2, FeatureGroup("two", KEYS, FEATURES, version=1)),
-]
-Row = tuple[tuple[str, int, bool], int, int, bool, tuple[Any, ...]]
-
-keys = st.tuples(
-    st.sampled_from(["", "1", "12", "é", LONG, LONG + "1"]), st.sampled_from([0, 23, 3, -(2**63)]), st.booleans()
-)
-floats32 = st.floats(width=32, allow_nan=False, allow_infinity=False)
-values = st.tuples(
-    st.none() | st.floats(allow_nan=False, allow_infinity=False),
-    st.none() | st.integers(-(2**63), 2**63 - 1),
-    st.none() | st.booleans(),
-    st.none() | st.text(max_size=5),
-    st.none() | st.integers(-(10**15), 10**15),
-    st.none() | st.tuples(floats32, floats32).map(list),
-    st.none() | st.just(""),
-)
-commits = st.lists(
-    st.tuples(
-        st.integers(0, 1),
-        st.dictionaries(st.tuples(keys, st.integers(-3, 3)), st.tuples(st.booleans(), values), max_size=6),
-    ),
-    max_size=5,
-)
-Run = Callable[[OnlineStore], Awaitable[None]]
+VALUES = (1.0, 1, True, "w" * 300, 0, [1.0, 2.0], None)
 
 
-def committed(group: StoredGroup, rows: Sequence[Row]) -> CommittedRows:
-    """The rows as an Arrow table."""
-    columns: dict[str, pa.Array] = {
-        f.name: pa.array([row[0][i] for row in rows], arrow_type(f)) for i, f in enumerate(KEYS)
-    }
-    columns["event_time"] = pa.array([row[1] for row in rows], pa.timestamp("us", "UTC"))
-    columns["commit"] = pa.array([row[2] for row in rows], pa.int64())
-    columns["deleted"] = pa.array([row[3] for row in rows], pa.bool_())
-    columns |= {f.name: pa.array([row[4][i] for row in rows], arrow_type(f)) for i, f in enumerate(FEATURES)}
-    return CommittedRows(group, TableRows(pa.table(columns)))
+@contextlib.asynccontextmanager
+async def opened(folder: Path, map_bytes: int = 1 << 20) -> AsyncIterator[LmdbOnlineStore]:
+    """A store, closed at the end."""
+    store = LmdbOnlineStore(folder, map_bytes)
+    try:
+        yield store
+    finally:
+        store.close()
 
 
-def query(group: StoredGroup, entities: Sequence[tuple[str | None, int | None, bool | None]]) -> KeyQuery:
-    """The look-up of entities."""
-    columns = [Column.build(f.name, f.type, [entity[i] for entity in entities]) for i, f in enumerate(KEYS)]
-    return KeyQuery(group, tuple(columns))
+class LmdbMachine(OnlineStoreMachine):
+    """The machine over a store in a folder of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._folder = tempfile.TemporaryDirectory()
+
+    def open(self) -> AbstractAsyncContextManager[OnlineStore]:
+        """See OnlineStoreMachine."""
+        return opened(Path(self._folder.name) / "online")
+
+    def teardown(self) -> None:
+        """See OnlineStoreMachine."""
+        super().teardown()
+        self._folder.cleanup()
 
 
-def with_store(run: Run, map_bytes: int = 1 << 20) -> None:
-    """Runs against an empty store."""
-    with tempfile.TemporaryDirectory() as folder:
-        store = LmdbOnlineStore(Path(folder) / "online", map_bytes)
-        try:
-            asyncio.run(run(store))  # type: ignore[arg-type]
-        finally:
-            store.close()
+LmdbMachine.TestCase.settings = settings(max_examples=25, stateful_step_count=20, deadline=None)
+TestLmdbMachine = LmdbMachine.TestCase
 
 
-@settings(max_examples=40, deadline=None)
-@given(written=commits, data=st.data())
-def test_the_store_has_the_latest_row_whatever_the_order(
-    written: list[tuple[int, dict[Any, Any]]], data: st.DataObject
-) -> None:
-    """Rows applied in any grouping, and twice, read as the greatest (event time, commit) per key."""
-    latest: dict[tuple[int, Any], FoundRow] = {}
-    batches: list[CommittedRows] = []
-    for number, (index, content) in enumerate(written, 1):
-        rows = [(key, time, number, deleted, values) for (key, time), (deleted, values) in content.items()]
-        batches.append(committed(GROUPS[index], rows))
-        for key, time, _, deleted, values in rows:
-            known = latest.get((index, key))
-            if known is None or (time, number) > (known.event_time_us, known.commit):
-                latest[index, key] = FoundRow(time, number, deleted, values)
-    order = data.draw(st.permutations(batches + batches[:2]))
-    asked = [key for _, content in written for key, _ in content] or [("absent", 1, True)]
-
-    async def run(store: OnlineStore) -> None:
-        for batch in order:
-            await store.apply(len(written), [batch])
-        found = await store.lookup([query(group, asked) for group in GROUPS])
-        assert found.applied_commit == (len(written) if order else 0)
-        for index in range(2):
-            assert found.found[index] == [latest.get((index, key)) for key in asked]
-
-    with_store(run)
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder for a store."""
+    with tempfile.TemporaryDirectory() as made:
+        yield Path(made) / "online"
 
 
-def test_a_null_in_a_key_finds_nothing() -> None:
-    """Not even a row whose key holds the zero that stands for it."""
+class TestLmdbLaws(OnlineLaws):
+    """The laws over LMDB."""
 
-    async def run(store: OnlineStore) -> None:
-        empty = (None,) * len(FEATURES)
-        await store.apply(1, [committed(GROUPS[0], [(("", 0, False), 1, 1, False, empty)])])
-        asked = query(GROUPS[0], [(None, 0, False), ("", None, False), ("", 0, None), ("", 0, False)])
-        (found,) = (await store.lookup([asked])).found
-        assert [row is not None for row in found] == [False, False, False, True]
+    @pytest.fixture
+    async def store(self, folder: Path) -> AsyncIterator[OnlineStore]:
+        """An empty store."""
+        async with opened(folder) as made:
+            yield made
 
-    with_store(run)
+    @pytest.fixture
+    def again(self, store: OnlineStore) -> Callable[[], AsyncIterator[OnlineStore]]:
+        """An environment of LMDB is opened once per process."""
+
+        async def same() -> AsyncIterator[OnlineStore]:
+            yield store
+
+        return same
 
 
-def test_the_store_grows_when_it_is_full() -> None:
+async def test_the_store_grows_when_it_is_full(folder: Path) -> None:
     """More rows than the first map holds are all there; a large look-up leaves the event loop."""
     n = 3_000
-    values = (1.0, 1, True, "w" * 300, 0, [1.0, 2.0], None)
-
-    async def run(store: OnlineStore) -> None:
-        rows: list[Row] = [((str(i), i, False), 1, 1, False, values) for i in range(n)]
+    async with opened(folder, 64 << 10) as store:
+        rows = [Row((str(i), i, False), 1, 1, False, VALUES) for i in range(n)]
         await store.apply(1, [committed(GROUPS[0], rows)])
-        lookup = await store.lookup([query(GROUPS[0], [(str(i), i, False) for i in range(n)])])
-        assert all(row == FoundRow(1, 1, False, values) for row in lookup.found[0])
-
-    with_store(run, map_bytes=64 << 10)
+        lookup = await store.lookup([query(GROUPS[0], [row.key for row in rows])])
+        assert all(row == FoundRow(1, 1, False, VALUES) for row in lookup.found[0])
 
 
-def test_a_disk_without_room_costs_nothing_that_was_applied() -> None:
+async def test_a_disk_without_room_costs_nothing_that_was_applied(folder: Path) -> None:
     """The rows come whole once there is room again, without a restart."""
-    values = (1.0, 1, True, "w" * 300, 0, [1.0, 2.0], None)
-    first: list[Row] = [(("old", 1, False), 1, 1, False, values)]
-    second: list[Row] = [((str(i), i, False), 1, 2, False, values) for i in range(1_000)]
-
-    async def run(store: OnlineStore) -> None:
+    first = [Row(("old", 1, False), 1, 1, False, VALUES)]
+    second = [Row((str(i), i, False), 1, 2, False, VALUES) for i in range(1_000)]
+    everything = query(GROUPS[0], [row.key for row in first + second])
+    async with opened(folder) as store:
         await store.apply(1, [committed(GROUPS[0], first)])
         before = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (64 << 10, before[1]))
@@ -162,97 +105,79 @@ def test_a_disk_without_room_costs_nothing_that_was_applied() -> None:
                 await store.apply(2, [committed(GROUPS[0], second)])
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        lookup = await store.lookup([query(GROUPS[0], [row[0] for row in first + second])])
+        lookup = await store.lookup([everything])
         assert (lookup.applied_commit, lookup.found[0][1:]) == (1, [None] * len(second))
-        assert lookup.found[0][0] == FoundRow(1, 1, False, values)
+        assert lookup.found[0][0] == FoundRow(1, 1, False, VALUES)
         await store.apply(2, [committed(GROUPS[0], second)])
-        lookup = await store.lookup([query(GROUPS[0], [row[0] for row in first + second])])
+        lookup = await store.lookup([everything])
         assert lookup.applied_commit == 2
         assert None not in lookup.found[0]
 
-    with_store(run)
+
+# What another process does with the store of the folder that it is given.
+_WRITE = """
+await store.apply(7, [committed(GROUPS[0], [Row((str(i), i, False), 1, 7, False, VALUES) for i in range(2000)])])
+"""
+_REBUILD = """
+async with store.replacement() as made:
+    async def catch_up():
+        await made.apply(9, [committed(GROUPS[0], [Row(("new", 1, True), 1, 9, False, VALUES)])])
+    assert await made.take_over(catch_up) == 1
+"""
+_REBUILD_AND_DIE = """
+async with store.replacement() as made:
+    await made.apply(9, [committed(GROUPS[0], [Row(("new", 1, True), 1, 9, False, VALUES)])])
+    os._exit(3)
+"""
 
 
-def test_a_second_process_sees_rows_of_a_store_that_grew() -> None:
+async def in_another_process(folder: Path, work: str, status: int = 0) -> None:
+    """Runs `work` with the store of a folder."""
+    body = "\n".join(f"    {line}" for line in work.splitlines())
+    script = (
+        "import asyncio, os, pathlib, sys\n"
+        "from tests.laws.feature_store.online_suite import GROUPS, Row, committed\n"
+        "from tests.laws.feature_store.test_online_laws import VALUES, LmdbOnlineStore\n"
+        "async def main():\n"
+        "    store = LmdbOnlineStore(pathlib.Path(sys.argv[1]), 65536)\n"
+        f"{body}\n"
+        "asyncio.run(main())\n"
+    )
+    done = await asyncio.to_thread(subprocess.run, [sys.executable, "-c", script, str(folder)])
+    assert done.returncode == status
+
+
+async def test_a_second_process_sees_rows_of_a_store_that_grew(folder: Path) -> None:
     """Its map follows the one of the writer."""
-    import subprocess
-    import sys
-
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "online"
-        reader = LmdbOnlineStore(path, 64 << 10)
-        script = (
-            "import asyncio, pathlib, sys\n"
-            "from tests.laws.feature_store.test_online_laws import committed, GROUPS\n"
-            "from services.feature_store.online_lmdb import LmdbOnlineStore\n"
-            "store = LmdbOnlineStore(pathlib.Path(sys.argv[1]), 65536)\n"
-            "values = (1.0, 1, True, 'w' * 300, 0, [1.0, 2.0], None)\n"
-            "rows = [((str(i), i, False), 1, 7, False, values) for i in range(2000)]\n"
-            "asyncio.run(store.apply(7, [committed(GROUPS[0], rows)]))\n"
-        )
-        subprocess.run([sys.executable, "-c", script, str(path)], check=True)
-        try:
-            lookup = asyncio.run(reader.lookup([query(GROUPS[0], [("1999", 1_999, False)])]))
-            assert lookup.applied_commit == 7
-            assert lookup.found[0][0] is not None
-        finally:
-            reader.close()
+    async with opened(folder, 64 << 10) as reader:
+        await in_another_process(folder, _WRITE)
+        lookup = await reader.lookup([query(GROUPS[0], [("1999", 1_999, False)])])
+        assert lookup.applied_commit == 7
+        assert lookup.found[0][0] is not None
 
 
-@pytest.mark.parametrize("first", ["1", LONG])
-def test_composite_keys_stay_apart_also_when_they_are_digested(first: str) -> None:
-    """A key longer than the store takes is found by its digest and compared whole."""
-
-    async def run(store: OnlineStore) -> None:
-        empty = (None,) * len(FEATURES)
-        rows: list[Row] = [((first, 23, True), 1, 1, False, empty), ((first + "2", 3, True), 2, 1, False, empty)]
-        await store.apply(1, [committed(GROUPS[0], rows)])
-        asked = query(GROUPS[0], [(first, 23, True), (first + "2", 3, True), (first + "2", 23, True)])
-        (found,) = (await store.lookup([asked])).found
-        assert [row and row.event_time_us for row in found] == [1, 2, None]
-
-    with_store(run)
-
-
-def test_the_keys_of_a_group_are_told_whole_and_once() -> None:
-    """Also those that are stored as digests, and none of another group."""
-
-    async def run(store: OnlineStore) -> None:
-        empty = (None,) * len(FEATURES)
-        entities = [(LONG, 1, True), (LONG + "1", -(2**63), False), ("", 0, False), ("é", 23, True)]
-        for group in GROUPS:
-            mine = entities if group is GROUPS[0] else entities[:1]
-            rows: list[Row] = [(entity, 5, 1, False, (None, None, None, LONG, None, None, "x")) for entity in mine]
-            await store.apply(1, [committed(group, rows)])
-        await store.apply(2, [committed(GROUPS[0], [(entities[0], 6, 2, True, empty)])])
-        for group, wanted in zip(GROUPS, (entities, entities[:1]), strict=True):
-            told = [
-                entity
-                async for columns in store.keys(group)
-                for entity in zip(*(column.to_list() for column in columns), strict=True)
-            ]
-            assert sorted(map(repr, told)) == sorted(map(repr, wanted))
-        nobody = StoredGroup(3, GROUPS[0].group)
-        assert [columns async for columns in store.keys(nobody)] == []
-
-    with_store(run)
+async def test_a_second_process_follows_to_the_store_that_took_over(folder: Path) -> None:
+    """With its next look-up, or the next thing it applies; the former store's folder is gone."""
+    new, old = query(GROUPS[0], [("new", 1, True)]), [Row(("old", 1, True), 1, 8, False, VALUES)]
+    async with opened(folder) as store:
+        await store.apply(8, [committed(GROUPS[0], old)])
+        await in_another_process(folder, _REBUILD)
+        lookup = await store.lookup([new])
+        assert (lookup.applied_commit, lookup.found[0][0]) == (9, FoundRow(1, 9, False, VALUES))
+        await in_another_process(folder, _REBUILD)
+        await store.apply(10, [committed(GROUPS[0], old)])
+        assert await store.applied_commit() == 10
+        assert [path.name for path in folder.iterdir() if path.is_dir()] == ["3"]
 
 
-def test_what_was_removed_is_gone_and_may_come_again() -> None:
-    """Long keys too; a key without a row, or with a NULL, is no fault."""
-
-    async def run(store: OnlineStore) -> None:
-        empty = (None,) * len(FEATURES)
-        rows: list[Row] = [((LONG, 1, True), 5, 1, False, empty), (("b", 1, True), 5, 1, False, empty)]
-        await store.apply(1, [committed(GROUPS[0], rows)])
-        asked = query(GROUPS[0], [(LONG, 1, True), ("absent", 1, True), ("b", None, True)])
-        assert await store.remove(GROUPS[0], asked.keys) == 1
-        assert await store.remove(GROUPS[0], asked.keys) == 0
-        everything = query(GROUPS[0], [(LONG, 1, True), ("b", 1, True)])
-        lookup = await store.lookup([everything])
-        assert [row is not None for row in lookup.found[0]] == [False, True]
-        assert lookup.applied_commit == 1
-        await store.apply(2, [committed(GROUPS[0], [((LONG, 1, True), 3, 2, False, empty)])])
-        assert (await store.lookup([everything])).found[0][0] == FoundRow(3, 2, False, empty)
-
-    with_store(run)
+async def test_a_rebuild_that_dies_leaves_the_store_as_it_was(folder: Path) -> None:
+    """What is left of it goes with the next start."""
+    async with opened(folder) as store:
+        await store.apply(8, [committed(GROUPS[0], [Row(("old", 1, True), 1, 8, False, VALUES)])])
+        await in_another_process(folder, _REBUILD_AND_DIE, status=3)
+        assert {path.name for path in folder.iterdir() if path.is_dir()} == {"1", "2"}
+        assert await store.applied_commit() == 8
+    async with opened(folder) as store:
+        lookup = await store.lookup([query(GROUPS[0], [("old", 1, True), ("new", 1, True)])])
+        assert (lookup.applied_commit, [row is not None for row in lookup.found[0]]) == (8, [True, False])
+        assert [path.name for path in folder.iterdir() if path.is_dir()] == ["1"]
