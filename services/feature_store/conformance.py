@@ -123,8 +123,9 @@ def _instants(array: pa.Array) -> pa.Array:
     if type.tz is None:
         raise Unfit("is a timestamp without a time zone")
     if type.unit == "ns":
-        # Cutting must not move an instant before 1970 into the future, as a plain cast would.
-        array = pc.floor_temporal(array, unit="microsecond")
+        # Cutting must not move an instant before 1970 into the future, as a plain cast would; in UTC, as it would go
+        # through local times, of which some come twice and some never.
+        array = pc.floor_temporal(array.cast(pa.timestamp("ns", "UTC")), unit="microsecond")
     array = array if array.type == UTC_MICROS else array.cast(UTC_MICROS)
     micros = array.cast(pa.int64())
     bounds = pc.min_max(micros)
