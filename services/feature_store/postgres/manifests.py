@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterable
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -15,6 +16,8 @@ from services.feature_store.groups import Reference
 from services.feature_store.lineage import Thing, ThingKind
 from services.feature_store.manifests import Manifest, ManifestFilter, ManifestPlace, dump_manifest, load_manifest
 from services.feature_store.postgres.lineage import forget_uses, record_uses, refuse_when_used
+from services.feature_store.postgres.statistics import forget_statistics
+from services.feature_store.queries import without_values
 from services.runtime.database import Database
 from services.runtime.errors import FailedPrecondition, NotFound, StaleEtag
 
@@ -116,10 +119,18 @@ class ManifestTable:
             return await _change(connection, dataset_id, "stored = false, stored_bytes = 0", forgotten=True)
 
     async def set_forgotten(self, dataset_id: str, at: datetime) -> Manifest:
-        """Says that an entity in the rows was forgotten: the rows are not stored any more. Raises NotFound."""
-        changes = "stored = false, stored_bytes = 0, forgotten_at = coalesce(forgotten_at, :at)"
+        """Says that an entity in the rows was forgotten: the rows are not stored any more, and the query of the spine
+        names no keys and values any more. Raises NotFound."""
+        changes = (
+            "stored = false, stored_bytes = 0, forgotten_at = coalesce(forgotten_at, :at),"
+            " manifest = coalesce(:manifest, manifest)"
+        )
         async with self._database.transaction() as connection:
-            return await _change(connection, dataset_id, changes, forgotten=True, at=at)
+            known = await _get(connection, dataset_id, "FOR UPDATE")
+            manifest = None
+            if known.spine is not None:
+                manifest = dump_manifest(replace(known, spine=without_values(known.spine)))
+            return await _change(connection, dataset_id, changes, forgotten=True, at=at, manifest=manifest)
 
     async def remove(self, dataset_id: str) -> Manifest:
         """Removes a manifest, and answers what it was. Raises NotFound, FailedPrecondition that names its users."""
@@ -128,6 +139,7 @@ class ManifestTable:
             manifest = await _get(connection, dataset_id, "FOR UPDATE")
             await refuse_when_used(connection, _thing(dataset_id))
             await forget_uses(connection, _thing(dataset_id))
+            await forget_statistics(connection, [], [dataset_id])
             await connection.execute(text("DELETE FROM training_datasets WHERE id = :id"), {"id": dataset_id})
         return manifest
 

@@ -37,6 +37,7 @@ from services.feature_store.postgres.catalogue import (
 )
 from services.feature_store.postgres.lineage import forget_uses, record_uses, refuse_when_used
 from services.feature_store.postgres.row_tables import add_column_statements, create_statements, table_of
+from services.feature_store.postgres.statistics import forget_statistics
 from services.feature_store.registrations import registered_group, registered_view, with_features
 from services.feature_store.specs import dump_group, dump_view
 from services.runtime.database import Database
@@ -55,10 +56,15 @@ SELECT :name, coalesce(max(version), 0) + 1, now(), :etag, :spec, :about, :searc
 _PUT = f"""
 UPDATE {{table}} SET etag = :etag, spec = :spec, about = :about, searched = :searched WHERE id = :id
 {_RETURNING}"""  # noqa: S608
-_DROP = "UPDATE {table} SET dropped = true, etag = :etag WHERE id = :id"
+_DROP_VIEW = "UPDATE feature_views SET dropped = true, etag = :etag WHERE id = :id"
+# Rows that were kept apart, and what is remembered of writes without rows.
+_FORGET_ROWS = (
+    "DELETE FROM quarantine WHERE group_id = :id",
+    "DELETE FROM empty_writes WHERE group_id = :id",
+)
 _CHANGED = "UPDATE registry_state SET changes = changes + 1"
 # A change of a table waits for those who read and write it, and everybody else waits behind it meanwhile.
-_PATIENCE = "SET LOCAL lock_timeout = '3s'"
+PATIENCE_S = 3.0
 _LOCK_NOT_AVAILABLE = "55P03"
 # What was published of a dropped group stays in the order of commits, without rows; the drop itself is the last of
 # its commits, so that online stores follow in order.
@@ -67,16 +73,20 @@ _PUBLISH_DROP = """
 WITH taken AS (
   UPDATE commit_state SET last_commit = last_commit + 1,
     last_time = greatest(clock_timestamp(), last_time + interval '1 microsecond')
-  RETURNING last_commit, last_time, write_bound)
-INSERT INTO commits (commit, write, write_bound, group_id, committed_at, rows, latest_event_time)
-SELECT last_commit, nextval('write_numbers'), write_bound, :id, last_time, 0, '-infinity' FROM taken"""
+  RETURNING last_commit, last_time, write_bound),
+published AS (
+  INSERT INTO commits (commit, write, write_bound, group_id, committed_at, rows, latest_event_time)
+  SELECT last_commit, nextval('write_numbers'), write_bound, :id, last_time, 0, '-infinity' FROM taken
+  RETURNING commit)
+UPDATE feature_groups SET dropped = true, etag = :etag, dropped_by = commit FROM published WHERE id = :id"""
 
 
 class Registrations:
     """Writes groups and views."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, patience_s: float = PATIENCE_S) -> None:
         self._database = database
+        self._patience = f"SET LOCAL lock_timeout = {round(patience_s * 1_000)}"
 
     async def register_group(self, asked: FeatureGroup) -> tuple[StoredGroup, bool]:
         """The group as registered and whether it is a new version; its table is made in the same transaction.
@@ -162,15 +172,17 @@ class Registrations:
             thing = Thing(ThingKind.FEATURE_GROUP, row["name"], row["version"])
             await _refuse_while_filled(connection, load_group_row(row).group)
             await refuse_when_used(connection, thing)
-            async with _patient(connection, thing):
+            async with self._patient(connection, thing):
                 await connection.exec_driver_sql(f"LOCK TABLE {table_of(row['id'])} IN ACCESS EXCLUSIVE MODE")
             counted = "SELECT coalesce(sum(rows), 0)::bigint FROM commits WHERE group_id = :id"
             rows = int((await connection.execute(text(counted), {"id": row["id"]})).scalar_one())
             await connection.exec_driver_sql(f"DROP TABLE {table_of(row['id'])}")
             await connection.execute(text(_WITHOUT_ROWS), {"id": row["id"]})
-            await connection.execute(text(_DROP.format(table=GROUPS)), {"id": row["id"], "etag": new_id()})
+            for statement in _FORGET_ROWS:
+                await connection.execute(text(statement), {"id": row["id"]})
+            await forget_statistics(connection, [row["id"]], [])
             await connection.exec_driver_sql(_CHANGED)
-            await connection.execute(text(_PUBLISH_DROP), {"id": row["id"]})
+            await connection.execute(text(_PUBLISH_DROP), {"id": row["id"], "etag": new_id()})
         return rows
 
     async def drop_view(self, reference: Reference, etag: str) -> None:
@@ -180,7 +192,7 @@ class Registrations:
             thing = Thing(ThingKind.FEATURE_VIEW, row["name"], row["version"])
             await refuse_when_used(connection, thing)
             await forget_uses(connection, thing)
-            await connection.execute(text(_DROP.format(table=VIEWS)), {"id": row["id"], "etag": new_id()})
+            await connection.execute(text(_DROP_VIEW), {"id": row["id"], "etag": new_id()})
             await connection.exec_driver_sql(_CHANGED)
 
     async def _widen(
@@ -194,10 +206,22 @@ class Registrations:
             if not added:
                 return load_group_row(row)
             thing = Thing(ThingKind.FEATURE_GROUP, before.name, before.version)
-            async with _patient(connection, thing):
+            async with self._patient(connection, thing):
                 for statement in add_column_statements(row["id"], after, added):
                     await connection.exec_driver_sql(statement)
             return load_group_row(await _put(connection, GROUPS, row, *_group_texts(after)))
+
+    @contextlib.asynccontextmanager
+    async def _patient(self, connection: AsyncConnection, thing: Thing) -> AsyncIterator[None]:
+        """Waits a short while for a table. Raises Unavailable when reads or writes of it go on for longer."""
+        await connection.exec_driver_sql(self._patience)
+        try:
+            yield
+        except DBAPIError as error:
+            if getattr(error.orig, "sqlstate", None) != _LOCK_NOT_AVAILABLE:
+                raise
+            raise Unavailable(f"a long read or write of the {thing} is under way; try again later") from error
+        await connection.exec_driver_sql("SET LOCAL lock_timeout = 0")
 
 
 async def _latest(connection: AsyncConnection, table: str, name: str, etag: str) -> RowMapping | None:
@@ -243,18 +267,6 @@ async def _refuse_while_filled(connection: AsyncConnection, group: FeatureGroup)
     view = view_of_group(group)
     if view is not None and await find_row(connection, VIEWS, view, lock="FOR SHARE") is not None:
         raise FailedPrecondition(f"{group.name} is filled from the log of {view}; drop the view first")
-
-
-@contextlib.asynccontextmanager
-async def _patient(connection: AsyncConnection, thing: Thing) -> AsyncIterator[None]:
-    """Waits a short while for a table. Raises Unavailable when reads or writes of it go on for longer."""
-    await connection.exec_driver_sql(_PATIENCE)
-    try:
-        yield
-    except DBAPIError as error:
-        if getattr(error.orig, "sqlstate", None) != _LOCK_NOT_AVAILABLE:
-            raise
-        raise Unavailable(f"a long read or write of the {thing} is under way; try again later") from error
 
 
 def _group_texts(group: FeatureGroup) -> tuple[str, str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.feature_store.commits import PublishedCommit
 from services.feature_store.statistics.description import Statistics
@@ -73,9 +74,14 @@ class StatisticsTable:
         """Removes all statistics of groups and datasets, and how many that were; what is being computed from rows read
         before is not kept either. Call it once the rows are gone."""
         async with self._database.transaction() as connection:
-            await connection.execute(text("UPDATE statistics_state SET erasures = erasures + 1"))
-            ids = {"group_ids": list(group_ids), "dataset_ids": list(dataset_ids)}
-            return int((await connection.execute(text(_FORGET), ids)).rowcount)
+            return await forget_statistics(connection, group_ids, dataset_ids)
+
+
+async def forget_statistics(connection: AsyncConnection, group_ids: Sequence[int], dataset_ids: Sequence[str]) -> int:
+    """As `StatisticsTable.forget`, in the transaction that removes the rows."""
+    await connection.execute(text("UPDATE statistics_state SET erasures = erasures + 1"))
+    ids = {"group_ids": list(group_ids), "dataset_ids": list(dataset_ids)}
+    return int((await connection.execute(text(_FORGET), ids)).rowcount)
 
 
 class GroupCommitTable:

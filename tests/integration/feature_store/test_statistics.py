@@ -76,6 +76,12 @@ def counted(store: Store, kind: str, outcome: str) -> float:
     return store.metrics.registry.get_sample_value(name, {"kind": kind, "outcome": outcome}) or 0.0
 
 
+async def kept(store: Store) -> int:
+    """How many statistics are kept."""
+    async with store.database.statements() as connection:
+        return int((await connection.exec_driver_sql("SELECT count(*) FROM statistics")).scalar_one())
+
+
 async def test_a_large_commit_is_described_while_it_is_written(store: Store) -> None:
     await store.write_table("weather", many())
     assert counted(store, "commit", "computed") == 1
@@ -182,10 +188,7 @@ async def test_statistics_of_latest_rows_are_kept_for_the_last_commits_only(stor
     for i in range(18):
         await store.write("weather", [row("a", i, float(i))])
         await described(store, LatestRows(Reference("weather")))
-    stored = await store.registry.group(Reference("weather"))
-    async with store.database.statements() as connection:
-        kept = await connection.exec_driver_sql("SELECT count(*) FROM statistics WHERE group_id = $1", (stored.id,))
-        assert kept.scalar_one() == 16
+    assert await kept(store) == 16
     await described(store, LatestRows(Reference("weather"), 1))
     assert counted(store, "latest", "computed") == 19
 
@@ -240,6 +243,15 @@ async def test_datasets_are_described_by_split(store: Store) -> None:
     await store.datasets.delete(manifest.id)
     with pytest.raises(NotFound):
         await store.described.get(DatasetRows(manifest.id))
+    assert await kept(store) == 0
+
+
+async def test_dropping_a_group_drops_its_statistics(store: Store) -> None:
+    await store.write("weather", [row("a", 0, 1.0)])
+    await described(store, CommitRows(Reference("weather")))
+    assert await kept(store) == 1
+    await store.registry.drop_group(Reference("weather", 1), "")
+    assert await kept(store) == 0
 
 
 async def test_a_window_of_the_log_is_described_as_it_was_reingested(postgres_url: MakeDatabase) -> None:

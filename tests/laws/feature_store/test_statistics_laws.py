@@ -93,7 +93,7 @@ def check_moments(found: ColumnStatistics, values: Sequence[Any]) -> None:
     """Mean and standard deviation against exact fractions."""
     n = len(values)
     exact = [Fraction(v) for v in values]
-    mean = sum(exact) / n
+    mean = sum(exact, Fraction(0)) / n
     scale = max(abs(v) for v in exact)
     assert found.mean is not None
     assert abs(Fraction(found.mean) - mean) <= scale * Fraction(1, 10**14) + Fraction(5e-324)

@@ -28,7 +28,9 @@ QUANTILES = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]
 def column(**figures: Any) -> dict[str, Any]:
     """A row of a table of statistics."""
     empty = {"distinct": None, "min": None, "max": None, "mean": None, "standard_deviation": None}
-    lists = {name: [] for name in ("quantiles", "histogram_edges", "histogram_counts", "top_values", "top_counts")}
+    lists: dict[str, list[Any]] = {
+        name: [] for name in ("quantiles", "histogram_edges", "histogram_counts", "top_values", "top_counts")
+    }
     return {"column": "x", "type": "float64", "rows": 10, "nulls": 0, **empty, **lists, **figures}
 
 
