@@ -7,6 +7,7 @@ import contextlib
 from pathlib import Path
 
 from foresight.feature_store.v1 import (
+    erasure_pb2_grpc,
     lineage_pb2_grpc,
     log_ingestion_pb2_grpc,
     offline_pb2_grpc,
@@ -23,6 +24,7 @@ from services.feature_store.config import FeatureStoreSettings
 from services.feature_store.dataset_files import DatasetFiles
 from services.feature_store.dataset_rows import DatasetRows
 from services.feature_store.datasets import TrainingDatasets
+from services.feature_store.eraser import ErasedParts, Eraser
 from services.feature_store.ingestion import LogIngestion
 from services.feature_store.leases import FileLease
 from services.feature_store.lineage import Lineage
@@ -33,6 +35,8 @@ from services.feature_store.online_lmdb import LmdbOnlineStore
 from services.feature_store.pipelines import Pipelines
 from services.feature_store.postgres.catalogue import Catalogue
 from services.feature_store.postgres.commit_log import CommitLog
+from services.feature_store.postgres.erased_rows import ErasedRowTables
+from services.feature_store.postgres.erasures import ErasureTable
 from services.feature_store.postgres.labelled_rows import LabelledRows
 from services.feature_store.postgres.lineage import LineageTable
 from services.feature_store.postgres.manifests import ManifestTable
@@ -48,6 +52,7 @@ from services.feature_store.reads import FeatureReads
 from services.feature_store.registry import Registry
 from services.feature_store.scratch import ScratchFolder
 from services.feature_store.servicers import (
+    ErasureServicer,
     LineageServicer,
     LogIngestionServicer,
     OfflineServicer,
@@ -84,6 +89,7 @@ SERVICES = (
     "foresight.feature_store.v1.StatisticsService",
     "foresight.feature_store.v1.OnlineFeatureService",
     "foresight.feature_store.v1.LogIngestionService",
+    "foresight.feature_store.v1.ErasureService",
     "foresight.feature_store.v1.FeaturePipelineService",
 )
 
@@ -105,7 +111,8 @@ async def serve(settings: FeatureStoreSettings) -> None:
         scratch = ScratchFolder(settings.state_folder / "apply")
         stack.callback(scratch.close)
         published = PublishedRowReader(database, scratch)
-        catch_up = CatchUp(commits, published, registry)
+        erasures = ErasureTable(database)
+        catch_up = CatchUp(commits, published, registry, erasures)
         applier = Applier(catch_up, online, FileLease(settings.state_folder / "applier.lock"), own_metrics)
         duckdb = DuckDbAsOf(settings.state_folder / "duckdb")
         stack.callback(duckdb.close)
@@ -134,16 +141,20 @@ async def serve(settings: FeatureStoreSettings) -> None:
         stack.callback(transit.close)
         writes = FeatureWrites(registry, commits, applier, clock, own_metrics, transit.workspace, described)
         quarantined = QuarantinedRows(registry, commits, Quarantine(database))
-        vectors = VectorReader(registry, online, RowHistoryReader(database, commits))
+        vectors = VectorReader(registry, online, RowHistoryReader(database, commits), erasures)
         source = None
         if settings.logger is not None:
             source = LoggerClient(await stack.enter_async_context(open_channel(settings.logger)))
         ingestion = LogIngestion(registry, commits, source, clock, own_metrics, applier.pass_over)
+        uses = LineageTable(database)
+        erased = ErasedParts(
+            ErasedRowTables(database), applier, source, commits, datasets, StatisticsTable(database), uses
+        )
+        eraser = Eraser(erasures, erased, clock)
 
         server = Server(settings, metrics)
         registry_pb2_grpc.add_FeatureRegistryServiceServicer_to_server(RegistryServicer(registry), server.grpc)
-        lineage = Lineage(LineageTable(database))
-        lineage_pb2_grpc.add_LineageServiceServicer_to_server(LineageServicer(lineage), server.grpc)
+        lineage_pb2_grpc.add_LineageServiceServicer_to_server(LineageServicer(Lineage(uses)), server.grpc)
         offline_pb2_grpc.add_OfflineFeatureServiceServicer_to_server(
             OfflineServicer(writes, reads, quarantined, transit), server.grpc
         )
@@ -153,6 +164,7 @@ async def serve(settings: FeatureStoreSettings) -> None:
         statistics_pb2_grpc.add_StatisticsServiceServicer_to_server(StatisticsServicer(described), server.grpc)
         online_pb2_grpc.add_OnlineFeatureServiceServicer_to_server(OnlineServicer(vectors), server.grpc)
         log_ingestion_pb2_grpc.add_LogIngestionServiceServicer_to_server(LogIngestionServicer(ingestion), server.grpc)
+        erasure_pb2_grpc.add_ErasureServiceServicer_to_server(ErasureServicer(eraser), server.grpc)
         pipeline_pb2_grpc.add_FeaturePipelineServiceServicer_to_server(
             PipelineServicer(Pipelines(PipelineTable(database), clock)), server.grpc
         )
@@ -165,6 +177,7 @@ async def serve(settings: FeatureStoreSettings) -> None:
                 tasks.create_task(registry.run()),
                 tasks.create_task(applier.run()),
                 tasks.create_task(ingestion.run()),
+                tasks.create_task(eraser.run()),
             ]
             await server.run(SERVICES, ready)
             for loop in loops:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from datetime import datetime
 from typing import Any
 
 import grpc
@@ -10,13 +11,16 @@ import grpc
 from foresight.logger.v1 import prediction_log_pb2, prediction_log_pb2_grpc
 from foresight.types.v1 import types_pb2
 from foresight.values import DataType, Field, micros_from_instant
-from foresight.wire import decode_instant
+from foresight.wire import decode_instant, encode_column, encode_instant
+from services.feature_store.eraser import LogProgress, LogSelection
 from services.feature_store.groups import Reference
 from services.feature_store.log_groups import LoggedColumn, LogPage, OutcomeEntry, PredictionEntry
 from services.runtime.channel import translated
 from services.runtime.threads import in_thread
 
 TIMEOUT_S = 10.0
+# Looks at ten thousand positions.
+FORGET_TIMEOUT_S = 60.0
 _ARMS = {
     "int64_values": DataType.INT64,
     "float64_values": DataType.FLOAT64,
@@ -37,6 +41,27 @@ class LoggerClient:
         with translated("logger"):
             response = await self._stub.ReadLog(request, timeout=TIMEOUT_S)
         return await in_thread(_page, response)
+
+    async def forget(
+        self, request_id: str, served_before: datetime, selections: Sequence[LogSelection], after: int
+    ) -> LogProgress:
+        """See `LogRemoval.forget`."""
+        request = prediction_log_pb2.ForgetPredictionsRequest(
+            request_id=request_id,
+            served_before=encode_instant(served_before),
+            selections=[
+                prediction_log_pb2.PredictionSelection(
+                    views=[types_pb2.VersionRef(name=view.name, version=view.version) for view in selection.views],
+                    keys=[encode_column(column) for column in selection.keys],
+                    entity_keys=selection.entity_keys,
+                )
+                for selection in selections
+            ],
+            after=after,
+        )
+        with translated("logger"):
+            response = await self._stub.ForgetPredictions(request, timeout=FORGET_TIMEOUT_S)
+        return LogProgress(response.predictions, response.position, response.end)
 
 
 def _page(response: prediction_log_pb2.ReadLogResponse) -> LogPage:

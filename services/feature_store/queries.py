@@ -189,6 +189,11 @@ class SpineQuery:
         return sorted(pairs, key=lambda pair: (pair[1] != "event_time" and pair[0] not in keys, rank[pair[0]]))
 
 
+def without_values(query: SpineQuery) -> SpineQuery:
+    """The query without the keys and values that it names."""
+    return replace(query, query=replace(query.query, keys=(), where=()))
+
+
 def dump_spine_query(query: SpineQuery) -> str:
     """A query as canonical JSON; instants are microseconds since the epoch."""
     rows = query.query

@@ -7,7 +7,7 @@ rows that were found.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Protocol
 
@@ -48,6 +48,8 @@ class SourceRows:
     group: StoredGroup
     event_time_us: list[int]
     commits: list[int]
+    # In replays: the last commit up to which rows of each entity were erased, 0 for none; empty: all 0.
+    erased_commits: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,13 +74,22 @@ class RowHistory(Protocol):
         ...
 
 
+class ErasedEntities(Protocol):
+    """Knows whose rows were erased."""
+
+    async def erased_commits(self, stored: StoredGroup, keys: Sequence[Column]) -> list[int]:
+        """For each key of a group the last commit up to which its rows were erased; 0: they never were."""
+        ...
+
+
 class VectorReader:
     """Answers feature vectors."""
 
-    def __init__(self, registry: Registry, store: OnlineStore, history: RowHistory) -> None:
+    def __init__(self, registry: Registry, store: OnlineStore, history: RowHistory, erased: ErasedEntities) -> None:
         self._registry = registry
         self._store = store
         self._history = history
+        self._erased = erased
 
     async def latest(self, view: Reference, keys: Mapping[str, Column], at: datetime) -> FeatureVectors:
         """The vectors at a time of asking. Raises NotFound, InvalidValue for wrong keys, LimitExceeded."""
@@ -98,7 +109,13 @@ class VectorReader:
         if applied_commit > last:
             raise OutOfRange(f"commit {applied_commit} does not exist yet; the last one is {last}")
         found = await self._history.lookup(queries, applied_commit)
-        return assemble(plan, Lookup(found, applied_commit), micros_from_instant(at))
+        vectors = assemble(plan, Lookup(found, applied_commit), micros_from_instant(at))
+        erased = [await self._erased.erased_commits(query.group, query.keys) for query in queries]
+        rows = [
+            replace(found, erased_commits=until) if any(until) else found
+            for found, until in zip(vectors.rows, erased, strict=True)
+        ]
+        return replace(vectors, rows=rows)
 
 
 def assemble(plan: ViewPlan, lookup: Lookup, at_us: int) -> FeatureVectors:

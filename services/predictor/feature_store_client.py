@@ -82,7 +82,12 @@ def _decode_vectors(message: online_pb2.FeatureVectors) -> Vectors:
     return Vectors(
         tuple(FeatureValues(decode_column(f.column, "features"), f.statuses) for f in message.features),
         tuple(
-            SourceRows(VersionRef(r.group.name, r.group.version), tuple(r.event_time_micros), tuple(r.commits))
+            SourceRows(
+                VersionRef(r.group.name, r.group.version),
+                tuple(r.event_time_micros),
+                tuple(r.commits),
+                tuple(r.erased_commits),
+            )
             for r in message.rows
         ),
         message.applied_commit,

@@ -21,11 +21,15 @@ class FeatureValues:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SourceRows:
-    """The rows that one source of the view gave: event times in microseconds and commits, 0 where there is none."""
+    """The rows that one source of the view gave: event times in microseconds and commits, 0 where there is none.
+
+    `erased_commits`, in replays: rows of the entity up to this commit were erased; 0: none were. Empty: all 0.
+    """
 
     group: VersionRef
     event_time_micros: Sequence[int]
     commits: Sequence[int]
+    erased_commits: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)

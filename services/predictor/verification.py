@@ -40,6 +40,7 @@ class MismatchCause(enum.IntEnum):
     TRANSFORM = 3
     MODEL = 4
     TYPE = 5
+    FORGOTTEN = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,34 +188,37 @@ def _inputs_of(plan: ViewPlan, record: PredictionRecord) -> dict[str, Column]:
 
 def _compare_features(plan: ViewPlan, record: PredictionRecord, replayed: Vectors, row: int) -> Iterator[Mismatch]:
     """Differences of source rows, statuses and values after policies."""
-    differing = set()
+    differing: dict[int, MismatchCause] = {}
     for position, group in enumerate(plan.groups):
         recorded, now = _row_of(record.sources, position, row), _row_of(replayed.sources, position, row)
         if recorded != now:
-            differing.add(position)
-            yield Mismatch(group.name, MismatchCause.DATA, _row_text(recorded), _row_text(now))
+            erased = 0 < recorded[1] <= _erased_until(replayed.sources, position, row)
+            differing[position] = MismatchCause.FORGOTTEN if erased else MismatchCause.DATA
+            yield Mismatch(group.name, differing[position], _row_text(recorded), _row_text(now))
     try:
         resolved = apply_policies(plan, replayed, len(record.prediction_ids))
     except FeatureMissing as missing:
         # Under the policy FAIL the recorded prediction had a value.
         name = missing.metadata["feature"]
-        cause = MismatchCause.DATA if differing else MismatchCause.EXPIRY
+        sources = {planned.field.name: planned.source for planned in plan.features}
+        cause = differing.get(sources.get(name, -1), MismatchCause.DATA if differing else MismatchCause.EXPIRY)
         yield Mismatch(name, cause, FeatureStatus.PRESENT.name, missing.metadata["status"])
         return
     recorded_features = record.features[: len(plan.features)]
     for planned, then, now_feature in zip(plan.features, recorded_features, resolved, strict=True):
-        same_row = planned.source not in differing
-        yield from _compare_feature(then, now_feature, row, same_row=same_row)
+        yield from _compare_feature(then, now_feature, row, differing.get(planned.source))
 
 
-def _compare_feature(then: ResolvedFeature, now: ResolvedFeature, row: int, *, same_row: bool) -> Iterator[Mismatch]:
+def _compare_feature(
+    then: ResolvedFeature, now: ResolvedFeature, row: int, other_row: MismatchCause | None
+) -> Iterator[Mismatch]:
+    """`other_row`: why another row answers now; None: the same one does."""
     name = then.column.name
     recorded, replayed = _status_of(then, row), _status_of(now, row)
     if recorded is not replayed:
-        cause = MismatchCause.EXPIRY if same_row else MismatchCause.DATA
-        yield Mismatch(name, cause, recorded.name, replayed.name)
+        yield Mismatch(name, other_row or MismatchCause.EXPIRY, recorded.name, replayed.name)
         return
-    yield from _compare_columns([then.column], [now.column], row, MismatchCause.DATA)
+    yield from _compare_columns([then.column], [now.column], row, other_row or MismatchCause.DATA)
 
 
 def _compare_columns(then: list[Column], now: list[Column], row: int, cause: MismatchCause) -> Iterator[Mismatch]:
@@ -241,6 +245,12 @@ def _row_of(sources: tuple[SourceRows, ...], position: int, row: int) -> tuple[i
     if position >= len(sources):
         return 0, 0
     return sources[position].event_time_micros[row], sources[position].commits[row]
+
+
+def _erased_until(sources: tuple[SourceRows, ...], position: int, row: int) -> int:
+    """The last commit up to which rows of the entity were erased; 0: none were."""
+    erased = sources[position].erased_commits if position < len(sources) else ()
+    return erased[row] if erased else 0
 
 
 def _row_text(row: tuple[int, int]) -> str:

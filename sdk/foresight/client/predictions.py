@@ -24,7 +24,7 @@ from foresight.types.v1 import types_pb2
 from foresight.values import FeatureStatus
 from foresight.wire import decode_column, decode_instant
 
-_CAUSES = {1: "data", 2: "expiry", 3: "transform", 4: "model", 5: "type"}
+_CAUSES = {1: "data", 2: "expiry", 3: "transform", 4: "model", 5: "type", 6: "forgotten"}
 # Columns of every group that say nothing about a prediction.
 _BOOKKEEPING = ("known_at", "commit", "deleted")
 
@@ -97,7 +97,8 @@ class LoggedPrediction:
 
 @dataclass(frozen=True, slots=True)
 class Mismatch:
-    """One difference between a logged prediction and its replay; `cause`: data, expiry, transform, model or type."""
+    """One difference between a logged prediction and its replay; `cause`: data, expiry, transform, model,
+    type or forgotten."""
 
     name: str
     cause: str

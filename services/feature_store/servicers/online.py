@@ -72,5 +72,6 @@ def _encode_vectors(vectors: FeatureVectors) -> online_pb2.FeatureVectors:
             column.validity = bytes(status == _ALL_PRESENT for status in feature.statuses)
     for rows in vectors.rows:
         source = message.rows.add(event_time_micros=rows.event_time_us, commits=rows.commits)
+        source.erased_commits.extend(rows.erased_commits)
         source.group.name, source.group.version = rows.group.group.name, rows.group.group.version
     return message

@@ -32,8 +32,10 @@ SERVICES = {
         "foresight.feature_store.v1.LineageService",
         "foresight.feature_store.v1.OfflineFeatureService",
         "foresight.feature_store.v1.TrainingDatasetService",
+        "foresight.feature_store.v1.StatisticsService",
         "foresight.feature_store.v1.OnlineFeatureService",
         "foresight.feature_store.v1.LogIngestionService",
+        "foresight.feature_store.v1.ErasureService",
     },
     "trainer": {
         "foresight.trainer.v1.TrainingService",

@@ -24,6 +24,7 @@ from services.feature_store.commits import Commit, WriteOrigin
 from services.feature_store.dataset_files import DatasetFiles
 from services.feature_store.dataset_rows import DatasetRows
 from services.feature_store.datasets import TrainingDatasets
+from services.feature_store.eraser import ErasedParts, Eraser, LogRemoval
 from services.feature_store.groups import Reference
 from services.feature_store.histories import EventTimes
 from services.feature_store.ingestion import LogIngestion
@@ -36,6 +37,8 @@ from services.feature_store.metrics import FeatureStoreMetrics
 from services.feature_store.online_lmdb import LmdbOnlineStore
 from services.feature_store.postgres.catalogue import Catalogue
 from services.feature_store.postgres.commit_log import CommitLog
+from services.feature_store.postgres.erased_rows import ErasedRowTables
+from services.feature_store.postgres.erasures import ErasureTable
 from services.feature_store.postgres.labelled_rows import LabelledRows
 from services.feature_store.postgres.lineage import LineageTable
 from services.feature_store.postgres.manifests import ManifestTable
@@ -109,6 +112,9 @@ class Store:
     quarantined: QuarantinedRows
     reads: FeatureReads
     datasets: TrainingDatasets
+    erasures: ErasureTable
+    erased_parts: ErasedParts
+    eraser: Eraser
     described: DescribedRows
     statistics: StatisticsTable
     vectors: VectorReader
@@ -173,6 +179,7 @@ async def running_store(
     folder: Path,
     *,
     log: LogSource | None = None,
+    forgets: LogRemoval | None = None,
     applying: bool = True,
     modules: Sequence[str] = (),
 ) -> AsyncIterator[Store]:
@@ -191,7 +198,8 @@ async def running_store(
         online, engine = LmdbOnlineStore(folder / "online"), DuckDbAsOf(folder / "duckdb")
         scratch = ScratchFolder(folder / "apply")
         published = PublishedRowReader(database, scratch)
-        catch_up = CatchUp(commits, published, registry)
+        erasures = ErasureTable(database)
+        catch_up = CatchUp(commits, published, registry, erasures)
         applier = Applier(catch_up, online, FileLease(folder / "lock"), own)
         spills = SpillFolder(folder / "join")
         join = ViewJoin(rows, engine, transforms, spills)
@@ -212,6 +220,9 @@ async def running_store(
             measured,
         )
         workspace = Workspace(folder / "transit")
+        parts = ErasedParts(
+            *(ErasedRowTables(database), applier, forgets, commits, datasets, statistics), users=LineageTable(database)
+        )
         store = Store(
             database=database,
             folder=folder,
@@ -227,9 +238,12 @@ async def running_store(
             quarantined=QuarantinedRows(registry, commits, Quarantine(database)),
             reads=FeatureReads(registry, watermarks, rows, queries, join),
             datasets=datasets,
+            erasures=erasures,
+            erased_parts=parts,
+            eraser=Eraser(erasures, parts, now),
             described=described,
             statistics=statistics,
-            vectors=VectorReader(registry, online, RowHistoryReader(database, commits)),
+            vectors=VectorReader(registry, online, RowHistoryReader(database, commits), erasures),
             ingestion=LogIngestion(registry, commits, log, now, own, applier.pass_over),
             metrics=metrics,
             clock=clock,
@@ -243,6 +257,7 @@ async def running_store(
             scratch.close()
             workspace.close()
             engine.close()
+            spills.close()
 
 
 @contextlib.contextmanager

@@ -274,7 +274,7 @@ async def test_every_bad_request_is_refused_and_changes_nothing(logger: Logger) 
         request(two),
         request(selection(column("flight", DataType.FLOAT64, [7.0]))),
         request(selection(column("flight", DataType.INT64, [7]), version=0)),
-        request(*([flight(7)] * 65)),
+        request(*([flight(7)] * 1_025)),
         prediction_log_pb2.ForgetPredictionsRequest(request_id="x", selections=[flight(7)]),
     ):
         assert await refusal(logger, wrong) is grpc.StatusCode.INVALID_ARGUMENT, wrong

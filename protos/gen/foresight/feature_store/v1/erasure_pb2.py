@@ -27,7 +27,7 @@ from foresight.types.v1 import types_pb2 as foresight_dot_types_dot_v1_dot_types
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(foresight/feature_store/v1/erasure.proto\x12\x1a\x66oresight.feature_store.v1\x1a(foresight/feature_store/v1/lineage.proto\x1a\x1e\x66oresight/types/v1/types.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"Z\n\x13\x46orgetEntityRequest\x12/\n\x0b\x65ntity_keys\x18\x01 \x03(\x0b\x32\x1a.foresight.types.v1.Column\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"L\n\x14\x46orgetEntityResponse\x12\x34\n\x07\x65rasure\x18\x01 \x01(\x0b\x32#.foresight.feature_store.v1.Erasure\"\'\n\x11GetErasureRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"J\n\x12GetErasureResponse\x12\x34\n\x07\x65rasure\x18\x01 \x01(\x0b\x32#.foresight.feature_store.v1.Erasure\"\xb5\x02\n\x07\x45rasure\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x30\n\x0crequested_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x66inished_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x34\n\x04rows\x18\x04 \x03(\x0b\x32&.foresight.feature_store.v1.ErasedRows\x12\x13\n\x0bpredictions\x18\x05 \x01(\x04\x12\x33\n\x08\x64\x61tasets\x18\x06 \x03(\x0b\x32!.foresight.feature_store.v1.Thing\x12\x33\n\x08\x61\x66\x66\x65\x63ted\x18\x07 \x03(\x0b\x32!.foresight.feature_store.v1.Thing\"I\n\nErasedRows\x12-\n\x05group\x18\x01 \x01(\x0b\x32\x1e.foresight.types.v1.VersionRef\x12\x0c\n\x04rows\x18\x02 \x01(\x04\x32\xf0\x01\n\x0e\x45rasureService\x12q\n\x0c\x46orgetEntity\x12/.foresight.feature_store.v1.ForgetEntityRequest\x1a\x30.foresight.feature_store.v1.ForgetEntityResponse\x12k\n\nGetErasure\x12-.foresight.feature_store.v1.GetErasureRequest\x1a..foresight.feature_store.v1.GetErasureResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(foresight/feature_store/v1/erasure.proto\x12\x1a\x66oresight.feature_store.v1\x1a(foresight/feature_store/v1/lineage.proto\x1a\x1e\x66oresight/types/v1/types.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"Z\n\x13\x46orgetEntityRequest\x12/\n\x0b\x65ntity_keys\x18\x01 \x03(\x0b\x32\x1a.foresight.types.v1.Column\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"L\n\x14\x46orgetEntityResponse\x12\x34\n\x07\x65rasure\x18\x01 \x01(\x0b\x32#.foresight.feature_store.v1.Erasure\"\'\n\x11GetErasureRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"J\n\x12GetErasureResponse\x12\x34\n\x07\x65rasure\x18\x01 \x01(\x0b\x32#.foresight.feature_store.v1.Erasure\"\xc4\x02\n\x07\x45rasure\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x30\n\x0crequested_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x66inished_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x34\n\x04rows\x18\x04 \x03(\x0b\x32&.foresight.feature_store.v1.ErasedRows\x12\x13\n\x0bpredictions\x18\x05 \x01(\x04\x12\x33\n\x08\x64\x61tasets\x18\x06 \x03(\x0b\x32!.foresight.feature_store.v1.Thing\x12\x33\n\x08\x61\x66\x66\x65\x63ted\x18\x07 \x03(\x0b\x32!.foresight.feature_store.v1.Thing\x12\r\n\x05\x64oing\x18\x08 \x01(\t\"I\n\nErasedRows\x12-\n\x05group\x18\x01 \x01(\x0b\x32\x1e.foresight.types.v1.VersionRef\x12\x0c\n\x04rows\x18\x02 \x01(\x04\x32\xf0\x01\n\x0e\x45rasureService\x12q\n\x0c\x46orgetEntity\x12/.foresight.feature_store.v1.ForgetEntityRequest\x1a\x30.foresight.feature_store.v1.ForgetEntityResponse\x12k\n\nGetErasure\x12-.foresight.feature_store.v1.GetErasureRequest\x1a..foresight.feature_store.v1.GetErasureResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,9 +43,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETERASURERESPONSE']._serialized_start=390
   _globals['_GETERASURERESPONSE']._serialized_end=464
   _globals['_ERASURE']._serialized_start=467
-  _globals['_ERASURE']._serialized_end=776
-  _globals['_ERASEDROWS']._serialized_start=778
-  _globals['_ERASEDROWS']._serialized_end=851
-  _globals['_ERASURESERVICE']._serialized_start=854
-  _globals['_ERASURESERVICE']._serialized_end=1094
+  _globals['_ERASURE']._serialized_end=791
+  _globals['_ERASEDROWS']._serialized_start=793
+  _globals['_ERASEDROWS']._serialized_end=866
+  _globals['_ERASURESERVICE']._serialized_start=869
+  _globals['_ERASURESERVICE']._serialized_end=1109
 # @@protoc_insertion_point(module_scope)

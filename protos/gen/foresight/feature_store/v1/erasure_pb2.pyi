@@ -134,10 +134,13 @@ class Erasure(_message.Message):
     PREDICTIONS_FIELD_NUMBER: _builtins.int
     DATASETS_FIELD_NUMBER: _builtins.int
     AFFECTED_FIELD_NUMBER: _builtins.int
+    DOING_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Name of the erasure."""
     predictions: _builtins.int
     """Predictions removed from the log."""
+    doing: _builtins.str
+    """What is being done, for people; empty when everything is."""
     @_builtins.property
     def requested_at(self) -> _timestamp_pb2.Timestamp:
         """When it was asked for."""
@@ -168,10 +171,11 @@ class Erasure(_message.Message):
         predictions: _builtins.int = ...,
         datasets: _abc.Iterable[_lineage_pb2.Thing] | None = ...,
         affected: _abc.Iterable[_lineage_pb2.Thing] | None = ...,
+        doing: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["finished_at", b"finished_at", "requested_at", b"requested_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["affected", b"affected", "datasets", b"datasets", "finished_at", b"finished_at", "predictions", b"predictions", "request_id", b"request_id", "requested_at", b"requested_at", "rows", b"rows"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["affected", b"affected", "datasets", b"datasets", "doing", b"doing", "finished_at", b"finished_at", "predictions", b"predictions", "request_id", b"request_id", "requested_at", b"requested_at", "rows", b"rows"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -53,8 +53,10 @@ class ErasureServiceServicer:
 
     def ForgetEntity(self, request, context):
         """Removes an entity from the rows of all groups, from the online store, from the prediction log with its outcomes, and
-        from stored training datasets. Answers when all of that is done; repeated with the same request id it goes on where
-        it stopped. Commit numbers stay; the rows are gone from every commit.
+        from stored training datasets. What is written or served about it from now on is new, and stays. Answers when all of
+        that is done, UNAVAILABLE after 10 minutes; it goes on whether anybody waits or not, and repeated with the same
+        request id the call waits again. Commit numbers stay; the rows are gone from every commit. FAILED_PRECONDITION when
+        no group has such keys.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

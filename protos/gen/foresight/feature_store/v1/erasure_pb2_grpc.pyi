@@ -35,8 +35,10 @@ class ErasureServiceStub:
     def __new__(cls, channel: _aio.Channel) -> ErasureServiceAsyncStub: ...
     ForgetEntity: _grpc.UnaryUnaryMultiCallable[_erasure_pb2.ForgetEntityRequest, _erasure_pb2.ForgetEntityResponse]
     """Removes an entity from the rows of all groups, from the online store, from the prediction log with its outcomes, and
-    from stored training datasets. Answers when all of that is done; repeated with the same request id it goes on where
-    it stopped. Commit numbers stay; the rows are gone from every commit.
+    from stored training datasets. What is written or served about it from now on is new, and stays. Answers when all of
+    that is done, UNAVAILABLE after 10 minutes; it goes on whether anybody waits or not, and repeated with the same
+    request id the call waits again. Commit numbers stay; the rows are gone from every commit. FAILED_PRECONDITION when
+    no group has such keys.
     """
     GetErasure: _grpc.UnaryUnaryMultiCallable[_erasure_pb2.GetErasureRequest, _erasure_pb2.GetErasureResponse]
     """Says what became of an erasure."""
@@ -48,8 +50,10 @@ class ErasureServiceAsyncStub(ErasureServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     ForgetEntity: _aio.UnaryUnaryMultiCallable[_erasure_pb2.ForgetEntityRequest, _erasure_pb2.ForgetEntityResponse]  # type: ignore[assignment]
     """Removes an entity from the rows of all groups, from the online store, from the prediction log with its outcomes, and
-    from stored training datasets. Answers when all of that is done; repeated with the same request id it goes on where
-    it stopped. Commit numbers stay; the rows are gone from every commit.
+    from stored training datasets. What is written or served about it from now on is new, and stays. Answers when all of
+    that is done, UNAVAILABLE after 10 minutes; it goes on whether anybody waits or not, and repeated with the same
+    request id the call waits again. Commit numbers stay; the rows are gone from every commit. FAILED_PRECONDITION when
+    no group has such keys.
     """
     GetErasure: _aio.UnaryUnaryMultiCallable[_erasure_pb2.GetErasureRequest, _erasure_pb2.GetErasureResponse]  # type: ignore[assignment]
     """Says what became of an erasure."""
@@ -64,8 +68,10 @@ class ErasureServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_erasure_pb2.ForgetEntityResponse, _abc.Awaitable[_erasure_pb2.ForgetEntityResponse]]:
         """Removes an entity from the rows of all groups, from the online store, from the prediction log with its outcomes, and
-        from stored training datasets. Answers when all of that is done; repeated with the same request id it goes on where
-        it stopped. Commit numbers stay; the rows are gone from every commit.
+        from stored training datasets. What is written or served about it from now on is new, and stays. Answers when all of
+        that is done, UNAVAILABLE after 10 minutes; it goes on whether anybody waits or not, and repeated with the same
+        request id the call waits again. Commit numbers stay; the rows are gone from every commit. FAILED_PRECONDITION when
+        no group has such keys.
         """
 
     @_abc_1.abstractmethod

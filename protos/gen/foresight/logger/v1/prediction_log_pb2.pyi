@@ -617,7 +617,7 @@ class ForgetPredictionsRequest(_message.Message):
 
     @_builtins.property
     def selections(self) -> _containers.RepeatedCompositeFieldContainer[Global___PredictionSelection]:
-        """Which predictions: those of any selection; 1 to 64."""
+        """Which predictions: those of any selection; 1 to 1,024."""
 
     def __init__(
         self,
