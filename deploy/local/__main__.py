@@ -23,6 +23,7 @@ def main() -> int:
     parser.add_argument("--gateway-port", type=int, required=True)
     parser.add_argument("--metrics-port", type=int, required=True)
     parser.add_argument("--transform-module", action="append", default=[])
+    parser.add_argument("--pipeline-module", action="append", default=[])
     parser.add_argument("--ready-fd", type=int, required=True)
     parser.add_argument("--lifeline-fd", type=int)
     arguments = parser.parse_args()
@@ -31,6 +32,7 @@ def main() -> int:
         gateway_port=arguments.gateway_port,
         metrics_port=arguments.metrics_port,
         transform_modules=tuple(arguments.transform_module),
+        pipeline_modules=tuple(arguments.pipeline_module),
     )
 
     def tell(text: str) -> None:

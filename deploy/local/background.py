@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 import psutil
 
@@ -18,6 +19,9 @@ from deploy.local.leftovers import Birth, end_leftovers
 from deploy.local.log_files import open_log, tail
 from deploy.local.ports import DEFAULT_GATEWAY_PORT, DEFAULT_METRICS_PORT
 from deploy.local.state import Json, StackError, StateFolder, read_json
+
+if TYPE_CHECKING:
+    from deploy.local.stack import StackOptions
 
 READY = "ready"
 STOP_TIMEOUT_S = 60.0
@@ -39,10 +43,16 @@ class LocalStack:
         gateway_port: int = DEFAULT_GATEWAY_PORT,
         metrics_port: int = DEFAULT_METRICS_PORT,
         transform_modules: Sequence[str] = (),
+        pipeline_modules: Sequence[str] = (),
     ) -> None:
         self.state = state.absolute()
         self._folder = StateFolder(self.state)
-        self._arguments = _arguments(self._folder, gateway_port, metrics_port, transform_modules)
+        # What runs the stack is loaded by who starts one: stopping it needs none of that.
+        from deploy.local.stack import StackOptions
+
+        self._arguments = _arguments(
+            StackOptions(self._folder, gateway_port, metrics_port, transform_modules, pipeline_modules)
+        )
         self._process: subprocess.Popen[bytes] | None = None
         self._lifeline: int | None = None
 
@@ -120,9 +130,9 @@ class LocalStack:
         raise StackError(f"{name} was not ready again within {timeout_s:g} s")
 
 
-def start_detached(state: StateFolder, gateway_port: int, metrics_port: int, transform_modules: Sequence[str]) -> int:
+def start_detached(options: StackOptions) -> int:
     """Starts a stack that outlives us, waits until it is ready, and answers its process id. Raises StackError."""
-    return _start(state, _arguments(state, gateway_port, metrics_port, transform_modules), lifeline=None).pid
+    return _start(options.state, _arguments(options), lifeline=None).pid
 
 
 def stop_running(state: StateFolder) -> bool:
@@ -155,10 +165,11 @@ def _process(pid: int) -> Birth | None:
         return None
 
 
-def _arguments(state: StateFolder, gateway_port: int, metrics_port: int, transform_modules: Sequence[str]) -> list[str]:
-    modules = [part for module in transform_modules for part in ("--transform-module", module)]
-    ports = ["--gateway-port", str(gateway_port), "--metrics-port", str(metrics_port)]
-    return ["--state", str(state.path), *ports, *modules]
+def _arguments(options: StackOptions) -> list[str]:
+    transforms = [part for module in options.transform_modules for part in ("--transform-module", module)]
+    pipelines = [part for module in options.pipeline_modules for part in ("--pipeline-module", module)]
+    ports = ["--gateway-port", str(options.gateway_port), "--metrics-port", str(options.metrics_port)]
+    return ["--state", str(options.state.path), *ports, *transforms, *pipelines]
 
 
 def _start(state: StateFolder, arguments: Sequence[str], lifeline: int | None) -> subprocess.Popen[bytes]:

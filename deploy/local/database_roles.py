@@ -1,6 +1,7 @@
-"""The database of the local stack: one role per service, one for reports, and what each may do.
+"""The database of the local stack: one role per owner of a schema, one for reports, and what each may do.
 
     feature_store, trainer, logger   make and own the schema of their name
+    jobs                             the same, for the job library of feature pipelines
     trainer                          owns the schema `sink` as well
     report                           reads the schema `sink`, and nothing else
 
@@ -17,9 +18,10 @@ import asyncpg
 from deploy.local.postgres import SUPERUSER
 
 DATABASE = "foresight"
-SERVICE_ROLES = ("feature_store", "trainer", "logger")
+JOBS_ROLE = "jobs"
+OWNER_ROLES = ("feature_store", "trainer", "logger", JOBS_ROLE)
 REPORT_ROLE = "report"
-ROLES = (*SERVICE_ROLES, REPORT_ROLE)
+ROLES = (*OWNER_ROLES, REPORT_ROLE)
 SINK_SCHEMA = "sink"
 CONNECT_TIMEOUT_S = 5.0
 
@@ -77,7 +79,7 @@ async def _ensure_rights(url: str, password: str, passwords: Mapping[str, str]) 
 
 _RIGHTS = f"""
 REVOKE ALL ON SCHEMA public FROM PUBLIC;
-GRANT CREATE ON DATABASE {DATABASE} TO {", ".join(SERVICE_ROLES)};
+GRANT CREATE ON DATABASE {DATABASE} TO {", ".join(OWNER_ROLES)};
 CREATE SCHEMA IF NOT EXISTS {SINK_SCHEMA} AUTHORIZATION trainer;
 GRANT USAGE ON SCHEMA {SINK_SCHEMA} TO {REPORT_ROLE};
 GRANT SELECT ON ALL TABLES IN SCHEMA {SINK_SCHEMA} TO {REPORT_ROLE};

@@ -1,10 +1,11 @@
 """The local stack: what runs, with which settings, and what clients are told about it.
 
-    postgres → logger, feature_store, trainer → predictor → gateway
+    postgres → logger, feature_store, trainer → predictor → gateway → pipelines
 
 The three in the middle start at once and wait for the database by themselves, because loading their libraries takes
-longer than starting it; the predictor and the gateway start when what they need is ready. All stop in the opposite
-order.
+longer than starting it; the predictor and the gateway start when what they need is ready. The worker of feature
+pipelines, of a stack that has some, loads their modules at once and goes to work when the stack is ready. All stop in
+the opposite order.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from deploy.local.database import StackDatabase
-from deploy.local.database_roles import REPORT_ROLE, ROLES
+from deploy.local.database_roles import JOBS_ROLE, REPORT_ROLE, ROLES
 from deploy.local.health_client import envoy_is_ready, service_is_serving
 from deploy.local.leftovers import Birth, end_leftovers
 from deploy.local.log_files import keep_bounded
@@ -35,6 +36,7 @@ from gateway.policy import ROLES as CALLER_ROLES
 
 SERVICES = ("feature_store", "trainer", "predictor", "logger")
 GATEWAY = "gateway"
+PIPELINES = "pipelines"
 METRICS = (*SERVICES, GATEWAY)
 # The name of the identities that the stack makes: spiffe://foresight/operator/local and .../application/local.
 IDENTITY_NAME = "local"
@@ -53,6 +55,7 @@ class StackOptions:
     gateway_port: int = DEFAULT_GATEWAY_PORT
     metrics_port: int = DEFAULT_METRICS_PORT
     transform_modules: Sequence[str] = ()
+    pipeline_modules: Sequence[str] = ()
 
 
 @contextlib.asynccontextmanager
@@ -125,7 +128,8 @@ class Stack:
             waits_for=SERVICES,
             before_start=self._prepare_gateway,
         )
-        return [database, *storage, predictor, gateway]
+        worker = [self._worker(needs=[database.name, GATEWAY])] if self._options.pipeline_modules else []
+        return [database, *storage, predictor, gateway, *worker]
 
     def connection(self) -> Json:
         """The content of foresight.json."""
@@ -141,6 +145,10 @@ class Stack:
             "sink": {
                 "url": self._database.url(REPORT_ROLE),
                 "password_file": str(self._state.password(REPORT_ROLE)),
+            },
+            "jobs": {
+                "url": self._database.url(JOBS_ROLE),
+                "password_file": str(self._state.password(JOBS_ROLE)),
             },
             "run_folder": str(self._run_folder),
         }
@@ -193,6 +201,29 @@ class Stack:
             needs=needs,
             waits_for=needs if wait else (),
             before_start=forget_socket,
+        )
+
+    def _worker(self, needs: Sequence[str]) -> Program:
+        loaded = self._run_folder / "pipelines.loaded"
+
+        async def forget_loaded() -> None:
+            loaded.unlink(missing_ok=True)
+
+        async def is_loaded() -> bool:
+            return loaded.exists()
+
+        settings = {
+            "FORESIGHT_JOBS_URL": self._database.url(JOBS_ROLE),
+            "FORESIGHT_JOBS_PASSWORD_FILE": str(self._state.password(JOBS_ROLE)),
+        }
+        worker = [sys.executable, "-m", "foresight.cli", "pipelines", "worker", *self._options.pipeline_modules]
+        return Program(
+            name=PIPELINES,
+            command=lambda: [*worker, "--ready-file", str(loaded)],
+            environment={**_environment(), **settings, ENVIRONMENT_VARIABLE: str(self._state.path)},
+            is_ready=is_loaded,
+            needs=needs,
+            before_start=forget_loaded,
         )
 
     def _settings(self, name: str) -> dict[str, str]:

@@ -83,7 +83,7 @@ def list_pipelines(context: typer.Context, state: State = None, as_json: Json = 
             "position": status.position or None,
             "moved_at": status.moved_at,
             "last_run": status.last_run.started_at if status.last_run else None,
-            "state": status.last_run.state if status.last_run else None,
+            "state": status.last_run.state.name.lower() if status.last_run else None,
             "rows_in": status.last_run.rows_in if status.last_run else None,
             "rows_out": status.last_run.rows_out if status.last_run else None,
         }
@@ -106,7 +106,7 @@ def history(
             **({} if name else {"pipeline": each.pipeline}),
             "started_at": each.started_at,
             "trigger": each.trigger.value,
-            "state": each.state,
+            "state": each.state.name.lower(),
             "took_s": _seconds(each),
             "from": each.from_event_time,
             "to": each.to_event_time,

@@ -37,6 +37,12 @@ TransformModules = Annotated[
         "--transforms", help="Python module with functions that views may use as transforms; can be given repeatedly."
     ),
 ]
+PipelineModules = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--pipelines", help="Python module with feature pipelines to run by schedule; can be given repeatedly."
+    ),
+]
 Detach = Annotated[bool, typer.Option("--detach", "-d", help="Return when the stack is ready; `down` stops it.")]
 Follow = Annotated[bool, typer.Option("--follow", "-f", help="Go on with new lines as they come.")]
 Lines = Annotated[int, typer.Option("--lines", "-n", min=0, help="Lines of the past to show.")]
@@ -57,6 +63,7 @@ def up(
     gateway_port: GatewayPort = 8443,
     metrics_port: MetricsPort = 9464,
     transforms: TransformModules = None,
+    pipelines: PipelineModules = None,
     detach: Detach = False,
     as_json: Json = False,
 ) -> None:
@@ -64,8 +71,9 @@ def up(
     from deploy.local.stack import StackOptions
     from deploy.local.state import state_folder
 
-    modules = tuple(map(_importable, transforms or ()))
-    options = StackOptions(state_folder(state), gateway_port, metrics_port, modules)
+    transform_modules = tuple(_importable(module, "--transforms") for module in transforms or ())
+    pipeline_modules = tuple(_importable(module, "--pipelines") for module in pipelines or ())
+    options = StackOptions(state_folder(state), gateway_port, metrics_port, transform_modules, pipeline_modules)
     with _errors_shown():
         if detach:
             _run_detached(options, as_json)
@@ -142,7 +150,7 @@ def down(state: State = None, as_json: Json = False) -> None:
     show(as_json, {"state": str(folder.path), "stopped": stopped}, escape(text))
 
 
-def _importable(module: str) -> str:
+def _importable(module: str, option: str) -> str:
     """The name of a module that the services will find, as they start in the current folder too."""
     folder = str(Path.cwd())
     if folder not in sys.path:
@@ -152,7 +160,7 @@ def _importable(module: str) -> str:
     except (ImportError, ValueError):
         found = None
     if found is None:
-        raise typer.BadParameter(f"--transforms: no module {module} can be imported from {folder}")
+        raise typer.BadParameter(f"{option}: no module {module} can be imported from {folder}")
     return module
 
 
@@ -179,7 +187,7 @@ def _run_detached(options: StackOptions, as_json: bool) -> None:
 
     started = time.perf_counter()
     with Console(stderr=True).status("starting PostgreSQL, four services and Envoy"):
-        start_detached(options.state, options.gateway_port, options.metrics_port, options.transform_modules)
+        start_detached(options)
     _show_ready(options.state, as_json, started, "`foresight down` stops it")
 
 
