@@ -187,10 +187,11 @@ def counts_since(history: AsOfHistory, *, strict: bool, known_by: bool) -> NDArr
 
 def last_per_key(history: AsOfHistory) -> NDArray[np.int64]:
     """The position of each key's row with the greatest (event time, commit)."""
+    if not len(history.times):
+        return np.empty(0, np.int64)
     key = _key_numbers(history.keys, tuple(k.slice(0, 0) for k in history.keys))
     order = np.lexsort((history.commits, history.times, key))
-    ends = np.append(np.flatnonzero(np.diff(key[order])), len(order) - 1) if len(order) else order
-    return order[ends]
+    return order[np.append(np.flatnonzero(np.diff(key[order])), len(order) - 1)]
 
 
 def _ranked(
