@@ -186,16 +186,29 @@ class CatchUp:
                 rows += at_hand.rows(commit.number)
             elif commit.rows:
                 missing[commit.group_id].append(commit)
+        if any(not commit.rows for commit in batch):
+            rows = await self._without_dropped(store, batch, rows)
         async with contextlib.AsyncExitStack() as stack:
             for group_id, commits in missing.items():
-                stored = await self._group(group_id)
+                stored = await self.group(group_id)
                 if stored is not None:
                     writes = [commit.write for commit in commits]
                     source = self._rows.of_writes(stored, writes, sum(commit.rows for commit in commits))
                     rows.append(CommittedRows(stored, await stack.enter_async_context(source)))
             await store.apply(applied, rows)
 
-    async def _group(self, group_id: int) -> StoredGroup | None:
+    async def _without_dropped(
+        self, store: AppliedRows, batch: Sequence[PublishedCommit], rows: list[CommittedRows]
+    ) -> list[CommittedRows]:
+        """The rows of groups that no commit of the batch drops; what the store has of the others is removed."""
+        dropped = await self._registry.dropped_by([commit.number for commit in batch])
+        for stored in dropped:
+            async for keys in store.keys(stored):
+                await store.remove(stored, keys)
+        gone = {stored.id for stored in dropped}
+        return [committed for committed in rows if committed.group.id not in gone]
+
+    async def group(self, group_id: int) -> StoredGroup | None:
         """A group that has rows online: log-derived ones are read offline only, and dropped ones are gone."""
         try:
             stored = await self._registry.group_by_id(group_id)

@@ -27,6 +27,7 @@ _VERSION = f"SELECT {_COLUMNS} FROM {{table}} WHERE name = :name AND version = :
 _LATEST = f"SELECT {_COLUMNS} FROM {{table}} WHERE name = :name AND NOT dropped ORDER BY version DESC LIMIT 1"  # noqa: S608
 _LIST = f"SELECT DISTINCT ON (name) {_COLUMNS} FROM {{table}} WHERE NOT dropped ORDER BY name, version DESC"  # noqa: S608
 _BY_ID = f"SELECT {_COLUMNS} FROM feature_groups WHERE id = :id AND NOT dropped"  # noqa: S608
+_DROPPED = f"SELECT {_COLUMNS} FROM feature_groups WHERE dropped AND dropped_by = ANY(:commits)"  # noqa: S608
 _SEARCH = f"""
 SELECT * FROM (
   SELECT DISTINCT ON (name) {_COLUMNS}, searched FROM {{table}} WHERE NOT dropped ORDER BY name, version DESC) AS latest
@@ -75,6 +76,12 @@ class Catalogue:
         if row is None:
             raise NotFound("feature group", f"with the id {group_id}")
         return self._loaded(row)
+
+    async def dropped_by(self, commits: Sequence[int]) -> list[StoredGroup]:
+        """The groups that were dropped by some of the commits."""
+        async with self._database.statements() as connection:
+            rows = (await connection.execute(text(_DROPPED), {"commits": list(commits)})).mappings().all()
+        return [load_group_row(row) for row in rows]
 
     async def search(self, query: Query) -> list[Found]:
         """The latest versions of groups and views, and features, that a query finds, ranked."""

@@ -61,7 +61,7 @@ SELECT name, version, source, min(since) AS since, bool_or(asserted) AS asserted
   UNION ALL
   SELECT g.name, g.version, g.about::json->>'source', g.created_at, false
   FROM feature_groups g WHERE NOT g.dropped AND {which}) AS named
-WHERE source <> '' OR asserted GROUP BY name, version, source ORDER BY source, name, version LIMIT :limit"""
+WHERE (source <> '' OR asserted) AND (:source = '' OR source = :source) GROUP BY name, version, source ORDER BY source, name, version LIMIT :limit"""
 _OF_GROUPS = "(g.name, g.version) IN (SELECT n, v FROM " + _GIVEN + ")"  # noqa: S608
 _OF_SOURCE = """g.id IN (
   SELECT id FROM feature_groups WHERE about::json->>'source' = :source
@@ -232,12 +232,11 @@ async def _sources(
     """The sources of groups, or the groups of a source. A writer that vouched for `known_at` and named no source is
     the source ''."""
     statement = _SOURCES.format(which=_OF_SOURCE if source else _OF_GROUPS)
-    parameters = {"source": source} if source else _as_arrays(groups)
+    parameters = {"source": source} | ({} if source else _as_arrays(groups))
     rows = (await connection.execute(text(statement), parameters | {"limit": limit})).all()
     return [
         Use(Thing(ThingKind.FEATURE_GROUP, name, version), Thing(ThingKind.SOURCE, named), since, bool(asserted))
         for name, version, named, since, asserted in rows
-        if not source or named == source
     ]
 
 

@@ -16,6 +16,8 @@ from foresight.values import Column, DataType, Expectation, FeatureGroup, Field,
 from services.feature_store.about import GroupAbout, ViewAbout
 from services.feature_store.groups import Reference
 from services.feature_store.lineage import Thing, ThingKind
+from services.feature_store.online import KeyQuery
+from services.feature_store.postgres.registrations import Registrations
 from services.feature_store.search import FoundKind, Query
 from services.runtime.errors import AlreadyExists, FailedPrecondition, NotFound, StaleEtag, Unavailable
 from services.runtime.settings import DatabaseSettings
@@ -259,6 +261,8 @@ async def test_what_is_used_cannot_be_dropped(store: Store) -> None:
     await store.view("judged", source("weather", "wind"))
     await store.view("judged", source("weather", "wind", prefix="w_"))
     weather = Reference("weather", 1)
+    rows = KeyQuery(await store.registry.group(weather), (Column.build("place", DataType.STRING, ["a", "b"]),))
+    assert None not in (await store.online.lookup([rows])).found[0]
     with pytest.raises(FailedPrecondition, match="judged version 1, feature view judged version 2"):
         await store.registry.drop_group(weather, "")
     model, judged = Thing(ThingKind.MODEL, "m", 1), Thing(ThingKind.FEATURE_VIEW, "judged", 2)
@@ -277,6 +281,8 @@ async def test_what_is_used_cannot_be_dropped(store: Store) -> None:
     # Commits keep their numbers, without rows; the drop is one of its own, and the online store follows.
     commits = await store.commits.after(0, 10)
     assert [(c.number, c.rows) for c in commits] == [(n, 0) for n in range(1, last + 2)]
+    await store.applier.applied(last + 1, 10)
+    assert (await store.online.lookup([rows])).found == [[None, None]]
     again, created = await store.registry.register_group(WEATHER)
     assert (again.version, created) == (2, True)
     await store.write("weather", [{"place": "a", "event_time": T0, "wind": 5.0}])
@@ -334,8 +340,11 @@ async def test_a_long_read_is_not_waited_for(store: Store) -> None:
     async with store.database.transaction() as reading:
         stored = await store.registry.group(LAST)
         await reading.exec_driver_sql(f"SELECT * FROM rows_{stored.id}")
+        hasty = Registrations(store.database, patience_s=0.05)
         with pytest.raises(Unavailable, match="long read or write"):
-            await store.registry.add_features(LAST, FIELDS, ADDED, "")
+            await hasty.add_features(LAST, FIELDS, ADDED, "")
+        with pytest.raises(Unavailable, match="long read or write"):
+            await hasty.drop_group(Reference("weather", 1), "")
     assert (await store.registry.add_features(LAST, FIELDS, ADDED, group.etag)).etag != group.etag
 
 

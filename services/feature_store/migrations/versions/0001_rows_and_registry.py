@@ -28,6 +28,8 @@ def upgrade() -> None:
              searched   text COLLATE "C" NOT NULL,
              -- The row stays, so that its version is never given out again.
              dropped    boolean NOT NULL DEFAULT false,
+             -- The commit, without rows, in whose place among the others it was dropped.
+             dropped_by bigint,
              UNIQUE (name, version))""",
         """CREATE TABLE feature_views (
              id         bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
