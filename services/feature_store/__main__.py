@@ -26,12 +26,12 @@ from services.feature_store.dataset_rows import DatasetRows
 from services.feature_store.datasets import TrainingDatasets
 from services.feature_store.eraser import ErasedParts, Eraser
 from services.feature_store.ingestion import LogIngestion
-from services.feature_store.leases import FileLease
 from services.feature_store.lineage import Lineage
 from services.feature_store.logged_rows import LoggedRows
 from services.feature_store.logger_client import LoggerClient
 from services.feature_store.metrics import FeatureStoreMetrics
-from services.feature_store.online_lmdb import LmdbOnlineStore
+from services.feature_store.online_rebuild import OnlineRebuild
+from services.feature_store.online_stores import open_online_store
 from services.feature_store.pipelines import Pipelines
 from services.feature_store.postgres.catalogue import Catalogue
 from services.feature_store.postgres.commit_log import CommitLog
@@ -106,14 +106,16 @@ async def serve(settings: FeatureStoreSettings) -> None:
         transforms = TransformSet(settings.transform_modules)
         registry = Registry(Catalogue(database), Registrations(database), transforms)
         commits, rows = CommitLog(database), RowReader(database)
-        online = LmdbOnlineStore(settings.state_folder / "online")
-        stack.callback(online.close)
+        online, lease = await stack.enter_async_context(
+            open_online_store(settings.online, settings.state_folder, database)
+        )
         scratch = ScratchFolder(settings.state_folder / "apply")
         stack.callback(scratch.close)
         published = PublishedRowReader(database, scratch)
         erasures = ErasureTable(database)
         catch_up = CatchUp(commits, published, registry, erasures)
-        applier = Applier(catch_up, online, FileLease(settings.state_folder / "applier.lock"), own_metrics)
+        applier = Applier(catch_up, online, lease, own_metrics)
+        rebuild = OnlineRebuild(online, catch_up, published)
         duckdb = DuckDbAsOf(settings.state_folder / "duckdb")
         stack.callback(duckdb.close)
         engine = SizedAsOf(NumpyAsOf(), duckdb)
@@ -162,7 +164,7 @@ async def serve(settings: FeatureStoreSettings) -> None:
             TrainingDatasetServicer(datasets, transit), server.grpc
         )
         statistics_pb2_grpc.add_StatisticsServiceServicer_to_server(StatisticsServicer(described), server.grpc)
-        online_pb2_grpc.add_OnlineFeatureServiceServicer_to_server(OnlineServicer(vectors), server.grpc)
+        online_pb2_grpc.add_OnlineFeatureServiceServicer_to_server(OnlineServicer(vectors, rebuild), server.grpc)
         log_ingestion_pb2_grpc.add_LogIngestionServiceServicer_to_server(LogIngestionServicer(ingestion), server.grpc)
         erasure_pb2_grpc.add_ErasureServiceServicer_to_server(ErasureServicer(eraser), server.grpc)
         pipeline_pb2_grpc.add_FeaturePipelineServiceServicer_to_server(

@@ -47,6 +47,12 @@ class PublishedRowReader:
         finally:
             await in_thread(path.unlink, missing_ok=True)
 
+    async def group_ids(self, watermark: int) -> Sequence[int]:
+        """The groups that have commits up to `watermark`."""
+        statement = "SELECT DISTINCT group_id FROM commits WHERE commit <= $1 ORDER BY group_id"
+        async with self._database.statements() as connection:
+            return (await connection.exec_driver_sql(statement, (watermark,))).scalars().all()
+
     @contextlib.asynccontextmanager
     async def latest(self, stored: StoredGroup, watermark: int) -> AsyncIterator[BatchStream]:
         """The latest row per key among commits up to `watermark`, tombstones too: they keep late rows out.

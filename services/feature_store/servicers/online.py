@@ -7,8 +7,10 @@ from typing import Any
 from foresight.feature_store.v1 import online_pb2, online_pb2_grpc
 from foresight.values import DataType, InvalidValue
 from foresight.wire import decode_columns, decode_instant
+from services.feature_store.online_rebuild import OnlineRebuild
 from services.feature_store.servicers.messages import Context, decode_reference
 from services.feature_store.vectors import FeatureVectors, VectorReader
+from services.runtime.identity import caller_of
 
 _VALUES = {
     DataType.INT64: "int64_values",
@@ -22,8 +24,9 @@ _ALL_PRESENT = 1
 class OnlineServicer(online_pb2_grpc.OnlineFeatureServiceServicer):
     """OnlineFeatureService."""
 
-    def __init__(self, vectors: VectorReader) -> None:
+    def __init__(self, vectors: VectorReader, rebuild: OnlineRebuild) -> None:
         self._vectors = vectors
+        self._rebuild = rebuild
 
     async def GetFeatureVectors(
         self, request: online_pb2.GetFeatureVectorsRequest, context: Context
@@ -45,6 +48,12 @@ class OnlineServicer(online_pb2_grpc.OnlineFeatureServiceServicer):
             request.applied_commit,
         )
         return online_pb2.ReplayFeatureVectorsResponse(vectors=_encode_vectors(vectors))
+
+    async def RebuildOnlineStore(
+        self, request: online_pb2.RebuildOnlineStoreRequest, context: Context
+    ) -> online_pb2.RebuildOnlineStoreResponse:
+        rebuilt = await self._rebuild.rebuild(caller_of(context.invocation_metadata() or ()))
+        return online_pb2.RebuildOnlineStoreResponse(applied_commit=rebuilt.applied_commit, keys=rebuilt.keys)
 
 
 def _event_time(request: online_pb2.GetFeatureVectorsRequest | online_pb2.ReplayFeatureVectorsRequest) -> Any:

@@ -35,6 +35,7 @@ from services.feature_store.logged_rows import LoggedRows
 from services.feature_store.manifests import DatasetRequest, Manifest
 from services.feature_store.metrics import FeatureStoreMetrics
 from services.feature_store.online_lmdb import LmdbOnlineStore
+from services.feature_store.online_rebuild import OnlineRebuild
 from services.feature_store.postgres.catalogue import Catalogue
 from services.feature_store.postgres.commit_log import CommitLog
 from services.feature_store.postgres.erased_rows import ErasedRowTables
@@ -43,16 +44,15 @@ from services.feature_store.postgres.labelled_rows import LabelledRows
 from services.feature_store.postgres.lineage import LineageTable
 from services.feature_store.postgres.manifests import ManifestTable
 from services.feature_store.postgres.published_rows import PublishedRowReader
-from services.feature_store.postgres.registrations import Registrations
 from services.feature_store.postgres.quarantine import Quarantine
+from services.feature_store.postgres.registrations import Registrations
 from services.feature_store.postgres.row_history import RowHistoryReader
 from services.feature_store.postgres.rows import RowReader
 from services.feature_store.postgres.statistics import GroupCommitTable, StatisticsTable
-from services.feature_store.queries import GroupQuery, SpineQuery
 from services.feature_store.quarantined_rows import QuarantinedRows
+from services.feature_store.queries import GroupQuery, SpineQuery
 from services.feature_store.reads import FeatureReads
 from services.feature_store.registry import Registry
-from services.feature_store.row_source import RowSource, TableRows
 from services.feature_store.row_source import RowSource, TableRows, read_all
 from services.feature_store.scratch import ScratchFolder
 from services.feature_store.spill import SpillFolder
@@ -107,6 +107,7 @@ class Store:
     online: LmdbOnlineStore
     catch_up: CatchUp
     applier: Applier
+    rebuild: OnlineRebuild
     writes: FeatureWrites
     workspace: Workspace
     quarantined: QuarantinedRows
@@ -201,6 +202,7 @@ async def running_store(
         erasures = ErasureTable(database)
         catch_up = CatchUp(commits, published, registry, erasures)
         applier = Applier(catch_up, online, FileLease(folder / "lock"), own)
+        rebuild = OnlineRebuild(online, catch_up, published)
         spills = SpillFolder(folder / "join")
         join = ViewJoin(rows, engine, transforms, spills)
         watermarks, queries = Watermarks(commits), SpineQueries(registry, rows, spills)
@@ -233,6 +235,7 @@ async def running_store(
             online=online,
             catch_up=catch_up,
             applier=applier,
+            rebuild=rebuild,
             writes=FeatureWrites(registry, commits, applier, now, own, workspace, described),
             workspace=workspace,
             quarantined=QuarantinedRows(registry, commits, Quarantine(database)),
