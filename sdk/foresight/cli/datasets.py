@@ -16,7 +16,9 @@ PANEL = "Models"
 DatasetId = Annotated[str, typer.Argument(help="Id of a training dataset; see `foresight datasets`.")]
 
 dataset = typer.Typer(
-    no_args_is_help=True, help="Show a training dataset, read its rows, purge them, make them again, or delete it all."
+    name="dataset",
+    no_args_is_help=True,
+    help="Show a training dataset, read its rows, purge them, make them again, or delete it all.",
 )
 
 
@@ -25,7 +27,7 @@ def add_commands(app: typer.Typer) -> None:
     app.command(rich_help_panel=PANEL)(datasets)
     for command in (show_dataset, read, purge, recreate, delete):
         dataset.command(command.__name__.removesuffix("_dataset"))(command)
-    app.add_typer(dataset, name="dataset", rich_help_panel=PANEL)
+    app.add_typer(dataset, rich_help_panel=PANEL)
 
 
 def datasets(
@@ -141,6 +143,8 @@ def _origin(found: TrainingDataset) -> str:
     if found.logged is not None:
         of = f" of {found.logged.deployment}" if found.logged.deployment else ""
         return f"logged predictions{of}, outcomes by {instant(found.logged.observed_by)}"
+    if found.spine is not None:
+        return f"rows of {found.spine.group} v{found.spine.version}"
     return "a spine"
 
 

@@ -145,16 +145,22 @@ class Connection:
         method: grpc.StreamUnaryMultiCallable[Request, Response],
         requests: Callable[[], Iterator[Request]],
         timeout_s: float,
+        *,
+        repeatable: bool = True,
     ) -> Response:
-        """Sends the stream that `requests` makes, once per attempt, and returns the answer."""
+        """Sends the stream that `requests` makes, once per attempt, and returns the answer; not `repeatable`: once.
+
+        What `requests` raises ends the call and is raised here.
+        """
 
         def attempt() -> Response:
+            raised: list[Exception] = []
             try:
-                return method(requests(), timeout=timeout_s)
+                return method(_noting(requests(), raised), timeout=timeout_s)
             except grpc.RpcError as error:
-                raise error_of(error, self.address) from None
+                raise (raised[0] if raised else error_of(error, self.address)) from None
 
-        return self.retry.run(attempt)
+        return self.retry.run(attempt) if repeatable else attempt()
 
     def download(
         self,
@@ -195,6 +201,15 @@ class Calls:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+
+
+def _noting(requests: Iterator[Request], raised: list[Exception]) -> Iterator[Request]:
+    """The requests; what they raise is noted, as a call says only that something was."""
+    try:
+        yield from requests
+    except Exception as error:
+        raised.append(error)
+        raise
 
 
 def options_for(address: str) -> list[tuple[str, Any]]:

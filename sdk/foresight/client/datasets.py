@@ -6,13 +6,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 
-import pyarrow as pa
-
 from foresight.client.connection import READ_S, Calls, Connection
-from foresight.client.features import VersionRef, describe_view, encode_optional, spine_fields, upload_chunks
-from foresight.client.frames import Output, Progress, RowStream, from_table, read_table, to_table
+from foresight.client.features import VersionRef, describe_group, describe_view, encode_optional, spine_fields
+from foresight.client.frames import Output, Progress, RowStream, from_table, read_table
+from foresight.client.queries import RowsOf, decode_spine_query, encode_spine_query
+from foresight.client.uploads import RowUpload
 from foresight.feature_store.v1 import training_dataset_pb2, training_dataset_pb2_grpc
 from foresight.types.v1 import types_pb2
 from foresight.values import Field, InvalidValue
@@ -76,6 +77,7 @@ class TrainingDataset:
     validation_from: datetime | None = None
     hash_split: HashSplit | None = None
     logged: Logged | None = None
+    spine: RowsOf | None = None
     stored: bool = True
     stored_bytes: int = 0
     transforms: Mapping[str, str] = field(default_factory=dict)
@@ -109,10 +111,14 @@ class DatasetCalls(Calls):
     ) -> TrainingDataset:
         """Joins a spine (view's keys, `event_time`, request features, label) or logged predictions with a view.
 
-        Give either `spine` or `logged`. `known_by`: only what was known by each row's event time. Only commits up to
-        `commit`, or that were published by `as_of_time`. Rows from `test_from` on are the split `test`, those from
-        `validation_from` on and before that `validation`; or `hash_split` splits by key. When an answer is lost and
-        asked for again, a second dataset with the same content may remain.
+            client.create_training_dataset("spring", "delays", rows_of("flights", columns={"was_late": "late"}))
+
+        Give either `spine` or `logged`. `spine` is a DataFrame, a table, a list of dicts or a dict of columns; rows of
+        a group, see `rows_of`, that never leave the feature store; or, for more rows than fit into memory, an Arrow
+        RecordBatchReader or the Path of a Parquet file. `known_by`: only what was known by each row's event time. Only
+        commits up to `commit`, or that were published by `as_of_time`. Rows from `test_from` on are the split `test`,
+        those from `validation_from` on and before that `validation`; or `hash_split` splits by key. When an answer is
+        lost and asked for again, a second dataset with the same content may remain.
         """
         if (spine is None) == (logged is None):
             raise InvalidValue("spine", "or logged: give one of them")
@@ -126,19 +132,22 @@ class DatasetCalls(Calls):
             hash_split=None if hash_split is None else _encode_split(hash_split),
             logged=None if logged is None else _encode_logged(logged),
         )
-        table: pa.Table | None = None
-        if spine is not None:
+        rows: RowUpload | None = None
+        if isinstance(spine, RowsOf):
+            header.spine.CopyFrom(encode_spine_query(spine, partial(describe_group, self._connection)))
+        elif spine is not None:
             described = describe_view(self._connection, view, version)
-            table, version = to_table(spine, spine_fields(described)), described.version
+            rows, version = RowUpload.of(spine, spine_fields(described)), described.version
         header.view.CopyFrom(types_pb2.VersionRef(name=view, version=version))
 
         def requests() -> Iterator[training_dataset_pb2.CreateTrainingDatasetRequest]:
             yield training_dataset_pb2.CreateTrainingDatasetRequest(header=header)
-            for chunk in upload_chunks(table, progress) if table is not None else ():
+            for chunk in rows.chunks(progress) if rows is not None else ():
                 yield training_dataset_pb2.CreateTrainingDatasetRequest(arrow=chunk)
 
-        response = self._connection.upload(self._datasets.CreateTrainingDataset, requests, timeout_s)
-        return _decode_dataset(response.dataset)
+        repeatable = rows is None or rows.repeatable
+        create = self._datasets.CreateTrainingDataset
+        return _decode_dataset(self._connection.upload(create, requests, timeout_s, repeatable=repeatable).dataset)
 
     def training_dataset(self, dataset_id: str) -> TrainingDataset:
         """The manifest of a dataset. Raises NotFound."""
@@ -288,6 +297,7 @@ def _decode_dataset(message: training_dataset_pb2.TrainingDataset) -> TrainingDa
         ),
         hash_split=_decode_split(message.hash_split) if message.HasField("hash_split") else None,
         logged=_decode_logged(message.logged) if message.HasField("logged") else None,
+        spine=decode_spine_query(message.spine) if message.HasField("spine") else None,
         stored=message.stored,
         stored_bytes=message.stored_bytes,
         transforms={transform.function: transform.source_sha256 for transform in message.transforms},

@@ -18,8 +18,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from foresight.client.connection import READ_S, Calls, Connection
 from foresight.client.errors import InvalidArgument
 from foresight.client.frames import DELETED, EVENT_TIME, KNOWN_AT, Progress, read_table, to_table
+from foresight.client.uploads import upload_chunks
 from foresight.feature_store.v1 import offline_pb2, offline_pb2_grpc, registry_pb2, registry_pb2_grpc
-from foresight.tables import encode_table
 from foresight.transforms import source_sha256
 from foresight.types.v1 import types_pb2
 from foresight.values import FeatureGroup, FeatureView, Field, InvalidValue, Transform
@@ -216,6 +216,13 @@ class FeatureCalls(Calls):
         return Commit(response.commit, committed_at, response.rows, response.duplicate)
 
 
+def describe_group(connection: Connection, name: str, version: int) -> FeatureGroup:
+    """One group; version 0 is the latest."""
+    registry = registry_pb2_grpc.FeatureRegistryServiceStub(connection.channel)
+    request = registry_pb2.GetFeatureGroupRequest(group=types_pb2.VersionRef(name=name, version=version))
+    return decode_group(connection.call(registry.GetFeatureGroup, request).group, derived=True)
+
+
 def describe_view(connection: Connection, name: str, version: int) -> FeatureView:
     """One view; version 0 is the latest."""
     registry = registry_pb2_grpc.FeatureRegistryServiceStub(connection.channel)
@@ -242,15 +249,3 @@ def encode_optional(instant: datetime | None) -> Timestamp | None:
 def spine_fields(view: FeatureView) -> tuple[Field, ...]:
     """The columns of a spine whose types the view says."""
     return (*view.entity_keys, EVENT_TIME, *view.request_features, view.label)
-
-
-def upload_chunks(table: pa.Table, progress: Progress | None = None) -> Iterator[bytes]:
-    """The chunks of a table; `progress` hears ("uploading", about how many rows are sent)."""
-    sent, size = 0, max(table.nbytes, 1)
-    for chunk in encode_table(table):
-        yield chunk
-        sent += len(chunk)
-        if progress is not None:
-            progress("uploading", min(table.num_rows, table.num_rows * sent // size))
-    if progress is not None:
-        progress("uploading", table.num_rows)

@@ -19,7 +19,7 @@ from foresight.tables import column_from_arrow
 from foresight.types.v1 import types_pb2
 from foresight.values import Column, FeatureGroup, Field, InvalidValue
 from foresight.values.errors import quoted
-from foresight.wire import encode_column, encode_instant
+from foresight.wire import decode_column, decode_optional_instant, encode_column, encode_instant
 
 Condition = tuple[str, str] | tuple[str, str, Any]
 
@@ -103,6 +103,33 @@ def encode_spine_query(rows: RowsOf, describe: Callable[[str, int], FeatureGroup
         columns=[query_pb2.ColumnMapping(column=column, name=name) for column, name in (rows.columns or {}).items()],
         at=None if rows.at is None else encode_instant(rows.at),
     )
+
+
+def decode_spine_query(message: query_pb2.SpineQuery) -> RowsOf:
+    """The rows that a message describes; keys are a dict of columns."""
+    query = message.query
+    keys = {column.name: column.to_list() for column in (decode_column(key, "keys") for key in query.keys)}
+    return rows_of(
+        query.group.name,
+        version=query.group.version,
+        where=[_decode_condition(condition) for condition in query.where],
+        keys=keys or None,
+        from_event_time=decode_optional_instant(
+            query.HasField("from_event_time"), query.from_event_time, "from_event_time"
+        ),
+        to_event_time=decode_optional_instant(query.HasField("to_event_time"), query.to_event_time, "to_event_time"),
+        latest=query.latest_only,
+        columns={mapping.column: mapping.name for mapping in message.columns} or None,
+        at=decode_optional_instant(message.HasField("at"), message.at, "at"),
+    )
+
+
+def _decode_condition(message: query_pb2.Condition) -> Condition:
+    operator = next(sign for sign, number in _OPERATORS.items() if number == message.operator)
+    if operator in _WITHOUT_VALUE:
+        return message.column, operator
+    values = decode_column(message.values, "where").to_list()
+    return message.column, operator, values if operator == "in" else values[0]
 
 
 def _encode_keys(keys: Any, fields: Sequence[Field]) -> list[types_pb2.Column]:

@@ -10,14 +10,14 @@ from typing import Any
 import pyarrow as pa
 
 from foresight.client.connection import READ_S, Calls, Connection
-from foresight.client.features import describe_view, encode_optional, spine_fields, upload_chunks
+from foresight.client.features import describe_group, describe_view, encode_optional, spine_fields
 from foresight.client.frames import Output, Progress, RowStream, from_table, read_table, to_table
 from foresight.client.queries import Condition, RowsOf, encode_group_query, encode_spine_query, rows_of
-from foresight.feature_store.v1 import offline_pb2, offline_pb2_grpc, registry_pb2, registry_pb2_grpc
+from foresight.client.uploads import upload_chunks
+from foresight.feature_store.v1 import offline_pb2, offline_pb2_grpc
 from foresight.tables import encode_batches
 from foresight.types.v1 import types_pb2
 from foresight.values import FeatureGroup
-from foresight.wire import decode_group
 
 
 class ReadCalls(Calls):
@@ -179,6 +179,4 @@ class ReadCalls(Calls):
         return requests
 
     def _described(self, group: str, version: int) -> FeatureGroup:
-        registry = registry_pb2_grpc.FeatureRegistryServiceStub(self._connection.channel)
-        request = registry_pb2.GetFeatureGroupRequest(group=types_pb2.VersionRef(name=group, version=version))
-        return decode_group(self._connection.call(registry.GetFeatureGroup, request).group, derived=True)
+        return describe_group(self._connection, group, version)

@@ -14,14 +14,17 @@ from pyarrow import parquet
 from typer.testing import CliRunner, Result
 
 from foresight.cli.app import app
-from foresight.client import Client, DataLoss, FailedPrecondition, HashSplit, InvalidValue, Logged
-from foresight.feature_store.v1 import training_dataset_pb2
-from foresight.tables import encode_table
+from foresight.client import Client, DataLoss, FailedPrecondition, HashSplit, InvalidValue, Logged, Unavailable
+from foresight.client.features import spine_fields
+from foresight.client.frames import to_table
+from foresight.client.queries import rows_of
+from foresight.feature_store.v1 import registry_pb2, training_dataset_pb2
+from foresight.tables import decode_table, encode_table
 from foresight.types.v1 import types_pb2
 from foresight.values import DataType, Field
-from foresight.wire import encode_field, encode_instant
+from foresight.wire import decode_view, encode_field, encode_group, encode_instant
 from services.runtime import errors
-from tests.wire.client.delays import NOON
+from tests.wire.client.delays import NOON, WEATHER, described_view
 from tests.wire.client.fake_foresight import FakeForesight, Gateway, pieces
 
 Run = Callable[..., Result]
@@ -90,6 +93,67 @@ def test_splits_and_times_are_asked_for(client: Client, fake: FakeForesight) -> 
     assert (first.as_of_time, second.validation_from) == (encode_instant(NOON), encode_instant(NOON))
     with pytest.raises(InvalidValue, match="seed"):
         client.create_training_dataset("spring", "delays", hash_split=HashSplit(seed=2**64), **logged)
+
+
+def test_a_spine_is_rows_of_a_group(client: Client, fake: FakeForesight) -> None:
+    """Nothing is sent but the query; the manifest has it in the words of the client."""
+    weather = registry_pb2.GetFeatureGroupResponse(group=encode_group(WEATHER))
+    fake.on("GetFeatureGroup", weather)
+    spine = rows_of(
+        "weather",
+        where=[("wind", ">", 1.5), ("origin", "in", ["JFK", "LGA"]), ("wind", "is not null")],
+        keys={"origin": ["JFK"]},
+        from_event_time=NOON,
+        latest=True,
+        columns={"windy": "late"},
+        at=NOON + timedelta(days=1),
+    )
+
+    def made(requests: list[training_dataset_pb2.CreateTrainingDatasetRequest]) -> Any:
+        [request] = requests
+        return training_dataset_pb2.CreateTrainingDatasetResponse(dataset=described(spine=request.header.spine))
+
+    fake.on("CreateTrainingDataset", made)
+    found = client.create_training_dataset("spring", "delays", spine, version=2).spine
+    assert found is not None
+    assert found.where == (("wind", ">", 1.5), ("origin", "in", ["JFK", "LGA"]), ("wind", "is not null"))
+    assert (found.group, found.keys, found.columns) == ("weather", {"origin": ["JFK"]}, {"windy": "late"})
+    assert (found.from_event_time, found.to_event_time, found.latest) == (NOON, None, True)
+    assert found.at == NOON + timedelta(days=1)
+
+
+def test_a_spine_comes_batch_by_batch(client: Client, fake: FakeForesight, tmp_path: Path) -> None:
+    """From a file, again after a lost connection; from a reader once, as its rows do not come again."""
+    fake.on("GetFeatureView", described_view())
+    table = pa.table(
+        {
+            "origin": pa.array(["JFK", "LGA"] * 50_000).dictionary_encode(),
+            "event_time": pa.array([NOON] * 100_000, pa.timestamp("ns", "UTC")),
+            "hour": pa.array([None] * 99_999 + [1], pa.int32()),
+            "late": [True] * 100_000,
+            "note": pa.nulls(100_000),
+        }
+    )
+    path = tmp_path / "spine.parquet"
+    parquet.write_table(table, path, row_group_size=30_000)
+    away = errors.Unavailable("away")
+    answer = training_dataset_pb2.CreateTrainingDatasetResponse(dataset=described())
+    fake.on("CreateTrainingDataset", away, answer)
+    client.create_training_dataset("spring", "delays", path)
+    lost, again = fake.requests("CreateTrainingDataset")
+    assert [request.arrow for request in lost] == [request.arrow for request in again]
+    sent = decode_table(request.arrow for request in again)
+    assert sent.equals(to_table(table, spine_fields(decode_view(described_view().view))))
+    assert len(again) > 2
+    client.create_training_dataset("spring", "delays", table.to_reader(10_000))
+    assert decode_table(request.arrow for request in fake.requests("CreateTrainingDataset")[2]).equals(sent)
+    fake.on("CreateTrainingDataset", away, answer)
+    with pytest.raises(Unavailable):
+        client.create_training_dataset("spring", "delays", table.to_reader())
+    assert len(fake.requests("CreateTrainingDataset")) == 4
+    for wrong in (tmp_path / "absent.parquet", tmp_path / "spine.txt"):
+        with pytest.raises(InvalidValue, match=wrong.name):
+            client.create_training_dataset("spring", "delays", wrong)
 
 
 def test_a_list_comes_page_by_page(client: Client, fake: FakeForesight) -> None:
