@@ -16,6 +16,7 @@ from foresight.cli import (
     features,
     lineage,
     models,
+    online,
     pipelines,
     prediction_log,
     predictions,
@@ -46,5 +47,17 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
     rich_markup_mode="rich",
 )
-for part in (stack, features, registry, lineage, describe, pipelines, datasets, models, predictions, prediction_log):
+for part in (
+    stack,
+    features,
+    registry,
+    lineage,
+    describe,
+    pipelines,
+    datasets,
+    online,
+    models,
+    predictions,
+    prediction_log,
+):
     part.add_commands(app)

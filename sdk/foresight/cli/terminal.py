@@ -168,6 +168,13 @@ def note(text: str) -> None:
 
 
 @contextmanager
+def waiting(text: str) -> Iterator[None]:
+    """Says on stderr what is being waited for while the block runs; nothing when it is no terminal."""
+    with Console(stderr=True).status(escape(text)):
+        yield
+
+
+@contextmanager
 def working(totals: Mapping[str, int] | None = None) -> Iterator[Progress]:
     """A progress callback that draws one bar per stage on stderr while the block runs; nothing when it is no terminal.
 

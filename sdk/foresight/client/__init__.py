@@ -35,6 +35,7 @@ from foresight.client.flywheel import Decision
 from foresight.client.ledger import IngestionStatus, LedgerRow
 from foresight.client.lineage import Lineage, LineageThing, ThingKind, Use
 from foresight.client.models import Deployment, ModelMetrics, ModelVersion
+from foresight.client.online import RebuiltStore
 from foresight.client.outcomes import OutcomeCounts
 from foresight.client.predictions import (
     FeatureUse,
@@ -128,6 +129,7 @@ __all__ = [
     "PositionMove",
     "Predictions",
     "Range",
+    "RebuiltStore",
     "Registration",
     "ResourceExhausted",
     "Retry",

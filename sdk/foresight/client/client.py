@@ -13,6 +13,7 @@ from foresight.client.flywheel import FlywheelCalls
 from foresight.client.ledger import LedgerCalls
 from foresight.client.lineage import LineageCalls
 from foresight.client.models import ModelCalls
+from foresight.client.online import OnlineCalls
 from foresight.client.outcomes import OutcomeCalls
 from foresight.client.pipelines import PipelineCalls
 from foresight.client.predictions import PredictionCalls
@@ -37,6 +38,7 @@ class Client(
     BatchCalls,
     LedgerCalls,
     PipelineCalls,
+    OnlineCalls,
 ):
     """Talks to Foresight through its gateway, over mutual TLS.
 
