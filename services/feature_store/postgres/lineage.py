@@ -19,6 +19,7 @@ THINGS_MAX = 10_000
 USES_MAX = 10_000
 # As many users are named when something cannot be dropped; a message has a bound of its own.
 NAMED_MAX = 8
+COUNTED_MAX = 1_000
 
 _REGISTERED = "SELECT 1 FROM {table} WHERE name = :name AND version = :version AND NOT dropped"
 _DECLARED = "SELECT 1 FROM declared_things WHERE kind = :kind AND name = :name AND version = :version"
@@ -92,10 +93,11 @@ async def forget_uses(connection: AsyncConnection, user: Thing) -> None:
 
 async def refuse_when_used(connection: AsyncConnection, thing: Thing) -> None:
     """Raises FailedPrecondition that names the users of a thing, whose row the caller has locked."""
-    users = await direct_users(connection, [thing], limit=1_000)
+    users = await direct_users(connection, [thing], limit=COUNTED_MAX)
     if users:
         named = ", ".join(map(str, users[:NAMED_MAX]))
-        more = f" and {len(users) - NAMED_MAX} more" if len(users) > NAMED_MAX else ""
+        many = "many" if len(users) == COUNTED_MAX else len(users) - NAMED_MAX
+        more = f" and {many} more" if len(users) > NAMED_MAX else ""
         raise FailedPrecondition(f"the {thing} is used by {named}{more}", users=f"{named}{more}")
 
 
