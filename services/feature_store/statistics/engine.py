@@ -59,12 +59,17 @@ class _Column:
 
     def __init__(self, field: pa.Field, run_values: int, block_rows: int) -> None:
         self._name = field.name
-        self.type, self._prepare, self._kind = _kind_of(field.type, run_values, block_rows)
+        self._encoded = pa.types.is_dictionary(field.type)
+        type = field.type.value_type if self._encoded else field.type
+        self.type, self._prepare, self._kind = _kind_of(type, run_values, block_rows)
         self._rows = 0
         self._values = 0
 
     def add(self, array: pa.Array) -> None:
         self._rows += len(array)
+        if self._encoded:
+            # NULLs may be in the dictionary too.
+            array = array.dictionary_decode()
         values = array.drop_null() if array.null_count else array
         if self._kind is not None and len(values):
             prepared = self._prepare(values)
@@ -92,7 +97,7 @@ def _kind_of(type: pa.DataType, run_values: int, block_rows: int) -> tuple[str, 
         return name, _floats, NumberColumn(run_values)
     if pa.types.is_timestamp(type) and type.tz is not None:
         return "timestamp", _instants, NumberColumn(run_values)
-    if is_text(type) or (pa.types.is_dictionary(type) and is_text(type.value_type)):
+    if is_text(type):
         return "string", _texts, TextColumn(block_rows)
     if pa.types.is_fixed_size_list(type) and pa.types.is_floating(type.value_type) and type.list_size:
         return "float_vector", _norms, NumberColumn(run_values, counted=False)
@@ -118,8 +123,6 @@ def _instants(array: pa.Array) -> NDArray[np.int64]:
 
 
 def _texts(array: pa.Array) -> pa.Array:
-    if pa.types.is_dictionary(array.type):
-        array = array.dictionary_decode()
     return array.cast(pa.large_string())
 
 

@@ -4,8 +4,8 @@ Every full run of n values is thinned to `kept` order statistics, each in the mi
 stands for. Two runs of one weight are merged and thinned by half again, so that a level of the tree holds one run at
 most (Munro and Paterson 1980; Manku, Rajagopalan and Lindsay 1998). No chance is involved: equal input, equal output.
 
-A rank is off by at most half the weight of the thinned values, per run and per merge. Over all runs, and over all merges
-of one level, that is a share of 1 / (2 kept) of the values, 0.0061 % for 8,192: below 0.1 % for a billion values.
+A rank is off by at most half the weight of the thinned values, per run and per merge. Over all runs, and over all
+merges of one level, that is a share of 1 / (2 kept) of the values, 0.0061 % for 8,192: below 0.1 % for a billion values.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foresight.values.instants import EPOCH
@@ -35,6 +35,8 @@ ENGINES: dict[str, StatisticsEngine] = {
     "short_runs": SketchingEngine(run_values=RUN_VALUES, block_rows=16),
 }
 UTC_MICROS = pa.timestamp("us", "UTC")
+# Examples of hundreds of rows.
+BRIEFLY = settings(max_examples=40)
 
 floats = st.floats(allow_nan=False, allow_infinity=False)
 integers = st.integers(-(2**63), 2**63 - 1)
@@ -119,6 +121,7 @@ def rank_error(ranks: Sequence[float], values: Sequence[Any]) -> float:
     return float(np.maximum(np.maximum(low - wanted, wanted - high), 0).max())
 
 
+@BRIEFLY
 @given(rows=of_any(floats) | of_any(few_floats), cut=st.integers(1, 100))
 @pytest.mark.parametrize("name", ENGINES)
 def test_floats_of_any_size_are_described_as_defined(name: str, rows: list[float | None], cut: int) -> None:
@@ -127,6 +130,7 @@ def test_floats_of_any_size_are_described_as_defined(name: str, rows: list[float
     assert found.type == "float64"
 
 
+@BRIEFLY
 @given(rows=of_any(integers) | of_any(st.integers(-3, 3)), cut=st.integers(1, 100))
 @pytest.mark.parametrize("name", ENGINES)
 def test_integers_keep_every_digit(name: str, rows: list[int | None], cut: int) -> None:
@@ -135,6 +139,7 @@ def test_integers_keep_every_digit(name: str, rows: list[int | None], cut: int) 
     assert all(type(value) is int for value in (found.minimum, found.maximum, *found.top_values) if value is not None)
 
 
+@BRIEFLY
 @given(rows=of_any(instants))
 @pytest.mark.parametrize("name", ENGINES)
 def test_instants_are_described_in_microseconds(name: str, rows: list[int | None]) -> None:
@@ -145,6 +150,7 @@ def test_instants_are_described_in_microseconds(name: str, rows: list[int | None
     assert found.type == "timestamp"
 
 
+@BRIEFLY
 @given(
     rows=of_any(texts), cut=st.integers(1, 100), layout=st.sampled_from([pa.string(), pa.large_string(), "dictionary"])
 )
@@ -167,6 +173,7 @@ def test_texts_are_counted_and_measured(name: str, rows: list[str | None], cut: 
         assert found.all_values_known
 
 
+@BRIEFLY
 @given(rows=of_any(st.booleans()))
 @pytest.mark.parametrize("name", ENGINES)
 def test_bools_are_counted_and_their_mean_is_the_share_of_true(name: str, rows: list[bool | None]) -> None:
@@ -179,6 +186,7 @@ def test_bools_are_counted_and_their_mean_is_the_share_of_true(name: str, rows: 
         check_moments(found, [int(v) for v in values])
 
 
+@BRIEFLY
 @given(rows=of_any(st.lists(st.floats(width=32, min_value=-1e6, max_value=1e6), min_size=3, max_size=3)))
 @pytest.mark.parametrize("name", ENGINES)
 def test_vectors_are_described_by_their_norms(name: str, rows: list[list[float] | None]) -> None:
@@ -193,6 +201,7 @@ def test_vectors_are_described_by_their_norms(name: str, rows: list[list[float] 
         assert sum(found.histogram_counts) == len(norms)
 
 
+@BRIEFLY
 @given(rows=of_any(floats | st.sampled_from([math.nan, math.inf, -math.inf])))
 @pytest.mark.parametrize("name", ENGINES)
 def test_nan_and_infinity_count_as_null(name: str, rows: list[float | None]) -> None:
@@ -201,6 +210,7 @@ def test_nan_and_infinity_count_as_null(name: str, rows: list[float | None]) -> 
     assert found == described(ENGINES[name], finite, pa.float64())
 
 
+@BRIEFLY
 @given(
     rows=st.lists(st.none() | floats, max_size=RUN_VALUES - 1),
     order=st.randoms(use_true_random=False),
@@ -212,7 +222,8 @@ def test_rows_that_fit_into_one_run_give_the_same_figures_in_any_order(rows: Any
     assert described(engine, rows, pa.float64(), cuts[0]) == described(engine, shuffled, pa.float64(), cuts[1])
 
 
-@given(seed=st.integers(0, 2**32 - 1), cuts=st.tuples(st.integers(1, 500), st.integers(1, 500)))
+@BRIEFLY
+@given(seed=st.integers(0, 2**32 - 1), cuts=st.tuples(st.integers(5, 500), st.integers(5, 500)))
 def test_batches_do_not_matter(seed: int, cuts: tuple[int, int]) -> None:
     random = np.random.default_rng(seed)
     table = pa.table(
@@ -244,6 +255,7 @@ def test_no_rows_have_columns_without_figures(engine: StatisticsEngine) -> None:
 def test_types_that_features_do_not_have_are_counted_only(engine: StatisticsEngine) -> None:
     days = described(engine, pa.array([1, None, 3], pa.date32()), pa.date32())
     assert days == ColumnStatistics("x", "date32[day]", 3, 1)
+    assert described(engine, pa.nulls(3), pa.null()) == ColumnStatistics("x", "null", 3, 3)
     narrow = described(engine, pa.array([1, None, 3], pa.int16()), pa.int16())
     assert (narrow.type, narrow.minimum, narrow.maximum, narrow.mean) == ("int16", 1, 3, 2.0)
 
@@ -292,3 +304,9 @@ def test_frequent_values_are_found_among_many_rare_ones() -> None:
         assert [int(v) for v in column.top_values[:10]] == list(range(10))
         for value, count in zip(column.top_values[:10], column.top_counts[:10], strict=True):
             assert truth[int(value)] - n / 4_096 <= count <= truth[int(value)]
+
+
+def test_nulls_in_a_dictionary_are_nulls(engine: StatisticsEngine) -> None:
+    encoded = pa.DictionaryArray.from_arrays(pa.array([0, 1, None, 1, 0]), pa.array(["a", None]))
+    found = described(engine, encoded, encoded.type)
+    assert (found.type, found.rows, found.nulls, found.top_values, found.top_counts) == ("string", 5, 3, ("a",), (2,))
