@@ -5,7 +5,8 @@ stands for. Two runs of one weight are merged and thinned by half again, so that
 most (Munro and Paterson 1980; Manku, Rajagopalan and Lindsay 1998). No chance is involved: equal input, equal output.
 
 A rank is off by at most half the weight of the thinned values, per run and per merge. Over all runs, and over all
-merges of one level, that is a share of 1 / (2 kept) of the values, 0.0061 % for 8,192: below 0.1 % for a billion values.
+merges of one level, that is a share of 1 / (2 kept) of the values, 0.0061 % for 8,192, so that a billion values stay
+below 0.1 %.
 """
 
 from __future__ import annotations
