@@ -11,13 +11,12 @@ import pyarrow as pa
 
 from foresight.client.connection import READ_S, Calls, Connection
 from foresight.client.features import describe_group, describe_view, encode_optional, spine_fields
-from foresight.client.frames import Output, Progress, RowStream, from_table, read_table, to_table
+from foresight.client.frames import Output, Progress, RowStream, from_table, read_table
 from foresight.client.queries import Condition, RowsOf, encode_group_query, encode_spine_query, rows_of
-from foresight.client.uploads import upload_chunks
+from foresight.client.uploads import RowUpload
 from foresight.feature_store.v1 import offline_pb2, offline_pb2_grpc
-from foresight.tables import encode_batches
 from foresight.types.v1 import types_pb2
-from foresight.values import FeatureGroup
+from foresight.values import FeatureGroup, InvalidValue
 
 
 class ReadCalls(Calls):
@@ -105,9 +104,12 @@ class ReadCalls(Calls):
             client.read_as_of("delays", rows_of("flights", latest=True, at=now))
 
         `spine` has the view's entity keys, `event_time` and request features, and other columns, which are passed
-        through; or it is made by the feature store of rows of a group, see `rows_of`. One output row per spine row, in
-        order; missing is NULL. `known_by`: only what was known by then. `commit`, `as_of_time`: see `read`.
+        through; it may be a `pathlib.Path` of a Parquet file. Or the feature store makes it of rows of a group, see
+        `rows_of`. One output row per spine row, in order; missing is NULL. `known_by`: only what was known by then.
+        `commit`, `as_of_time`: see `read`.
         """
+        if isinstance(spine, pa.RecordBatchReader):
+            raise InvalidValue("spine", "comes once only and could not be sent again; use stream_as_of")
         requests = self._join_requests(view, version, spine, known_by, commit, as_of_time, progress)
         joined = self._connection.download(
             lambda: self._reads.ReadAsOf(requests(), timeout=timeout_s),
@@ -127,10 +129,9 @@ class ReadCalls(Calls):
         as_of_time: datetime | None = None,
         timeout_s: float = READ_S,
     ) -> Iterator[RowStream]:
-        """As `read_as_of`, as Arrow batches, for more rows than fit into memory.
+        """As `read_as_of`, as Arrow batches, for more rows than fit into memory; see `stream`.
 
-        `spine` may also be an Arrow RecordBatchReader, which is sent batch by batch. A lost connection ends it with
-        Unavailable: nothing is asked for again in the middle.
+        `spine` may also be an Arrow RecordBatchReader, which is sent batch by batch.
         """
         requests = self._join_requests(view, version, spine, known_by, commit, as_of_time, None)
         with self._connection.streamed(lambda: self._reads.ReadAsOf(requests(), timeout=timeout_s)) as parts:
@@ -158,22 +159,17 @@ class ReadCalls(Calls):
             commit=commit,
             as_of_time=encode_optional(as_of_time),
         )
-        table: pa.Table | None = None
+        upload: RowUpload | None = None
         if isinstance(spine, RowsOf):
             header.spine.CopyFrom(encode_spine_query(spine, self._described))
-        elif not isinstance(spine, pa.RecordBatchReader):
+        else:
             described = describe_view(self._connection, view, version)
             header.view.version = described.version
-            table = to_table(spine, spine_fields(described))
+            upload = RowUpload.of(spine, spine_fields(described))
 
         def requests() -> Iterator[offline_pb2.ReadAsOfRequest]:
             yield offline_pb2.ReadAsOfRequest(header=header)
-            chunks: Iterable[bytes] = ()
-            if table is not None:
-                chunks = upload_chunks(table, progress)
-            elif not isinstance(spine, RowsOf):
-                chunks = encode_batches(spine.schema, spine)
-            for chunk in chunks:
+            for chunk in upload.chunks(progress) if upload is not None else ():
                 yield offline_pb2.ReadAsOfRequest(arrow=chunk)
 
         return requests
