@@ -9,7 +9,7 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.pipeline import Pipeline
 
 from examples.flights.data import WEATHER_COLUMNS
-from examples.flights.pipelines import STATISTICS
+from examples.flights.delays import STATISTICS
 from examples.flights.transforms import plane_age
 from foresight.client import DataType, FeatureGroup, FeatureView, Field, ViewFeature, ViewSource, transform
 

@@ -7,10 +7,11 @@ trained on the first training set and the logged features, and judged on the las
 
 from __future__ import annotations
 
+import itertools
 import time
 import zlib
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -23,8 +24,10 @@ import pandas as pd
 
 from examples.flights import definitions as service
 from examples.flights.data import Year
-from examples.flights.pipelines import DelayStatistics, Landings, WeatherReports
+from examples.flights.delays import Landings
+from examples.flights.pipelines import FIRST, feature_pipelines, planes_pipeline
 from foresight.client import Client, Decision, Logged, ModelVersion, TrainingDataset
+from foresight.pipelines import Pipeline, Window, WindowRun, run_once
 
 STEP = timedelta(hours=6)
 ASK_FROM, ASK_TO = timedelta(hours=6), timedelta(hours=12)
@@ -37,6 +40,8 @@ HELD_OUT = timedelta(days=7)
 # Of 1,000 flights so many are asked for in a sampled year: a few hundred a day.
 SAMPLED_PER_MILLE = 270
 CLIENT_THREADS = 6
+# What happens at the very time of a step is known to it.
+INSTANT = timedelta(microseconds=1)
 UTC_HOUR_OF_EVENING = 0  # 19 or 20 o'clock in New York
 
 
@@ -86,8 +91,8 @@ class Replay:
         self._questions = _Questions(self.flights)
         self._schedules = dict(iter(year.flights.groupby("local_date")))
         self._landings = Landings(year.flights)
-        self._weather = WeatherReports(year.weather)
-        self._statistics = [DelayStatistics(key) for key in ("carrier", "origin", "dest")]
+        self._pipelines = feature_pipelines(year, history_until=START + INSTANT)
+        self._known_until = FIRST
         self._batch: Future[Any] | None = None
         self.record = Record()
         self.first_dataset: TrainingDataset | None = None
@@ -107,12 +112,15 @@ class Replay:
     def load_history(self) -> None:
         """Registers everything and writes January and February with `known_at` as it was known then."""
         self.operator.apply(*service.GROUPS, service.view)
-        planes = self._year.planes.assign(known_at=self._year.planes["event_time"])
-        self.record.timed("history", len(planes), lambda: self.operator.write("planes", planes))
-        _, tables = self._known_by(START)
-        for group, rows in tables:
-            known = rows.assign(known_at=rows["event_time"])
-            self.record.timed("history", len(rows), partial(self.operator.write, group, known))
+        window = Window(FIRST, START + INSTANT)
+        for pipeline in (planes_pipeline(self._year), *self._pipelines):
+            self.record.timed("history", 0, partial(self._load, pipeline, window))
+        self._known_until = window.end
+
+    def _load(self, pipeline: Pipeline, window: Window) -> None:
+        run = run_once(pipeline, self.operator, window)
+        assert run is not None
+        self.record.work["history"].rows += run.rows_out
 
     def train_first(self) -> None:
         """Evaluates on the last week of February, fits again on both months, and deploys: the frozen model."""
@@ -142,18 +150,20 @@ class Replay:
 
     def run(self, progress: Callable[[datetime, int], None]) -> None:
         """Replays the year; `progress` gets the step's time and the answers so far."""
-        now = START
-        while now <= OUTCOMES_UNTIL:
-            self._step(now)
-            if now > START and now.day == 1 and now.hour == 0:
-                self._end_of_month(now)
-            progress(now, self.record.answers)
-            now += STEP
+        for _, steps in itertools.groupby(_steps(), key=lambda now: (now.year, now.month)):
+            # In the history of each pipeline a month is a run.
+            with ExitStack() as month:
+                runs = [month.enter_context(WindowRun(pipeline, self.operator)) for pipeline in self._pipelines]
+                for now in steps:
+                    self._step(now, runs)
+                    if now > START and now.day == 1 and now.hour == 0:
+                        self._end_of_month(now)
+                    progress(now, self.record.answers)
         if self._batch is not None:
             self._batch.result()
 
-    def _step(self, now: datetime) -> None:
-        landed = self._write_features(now)
+    def _step(self, now: datetime, runs: Sequence[WindowRun]) -> None:
+        landed = self._write_features(now + INSTANT, runs)
         telling = self._pool.submit(self._tell_outcomes, landed)
         if now < END:
             self._ask(now)
@@ -161,20 +171,18 @@ class Replay:
                 self._score_tomorrow(now)
         telling.result()
 
-    def _known_by(self, now: datetime) -> tuple[pd.DataFrame, list[tuple[str, pd.DataFrame]]]:
-        """The flights that landed since the last call, and the rows by group that became known."""
-        landed = self._landings.until(now)
-        tables = [(f"{s.key}_delays", s.update(landed)) for s in self._statistics]
-        tables.append(("weather", self._weather.until(now)))
-        return landed, [(group, rows) for group, rows in tables if len(rows)]
-
-    def _write_features(self, now: datetime) -> pd.DataFrame:
+    def _write_features(self, until: datetime, runs: Sequence[WindowRun]) -> pd.DataFrame:
         """Runs the feature pipelines of one step; returns the flights that landed."""
-        landed, tables = self._known_by(now)
+        since, self._known_until = self._known_until, until
+        if since == until:
+            # The first step knows what the history knows.
+            return self._landings.between(since, until)
         started = time.perf_counter()
-        _all(self._pool.submit(self.operator.write, group, rows) for group, rows in tables)
-        self.record.work["feature pipelines"].add(sum(len(r) for _, r in tables), time.perf_counter() - started)
-        return landed
+        before = sum(run.record.rows_out for run in runs)
+        _all(self._pool.submit(run.step, Window(since, until)) for run in runs)
+        rows = sum(run.record.rows_out for run in runs) - before
+        self.record.work["feature pipelines"].add(rows, time.perf_counter() - started)
+        return self._landings.between(since, until)
 
     def _tell_outcomes(self, landed: pd.DataFrame) -> None:
         asked = landed[[flight in self.record.prediction_ids for flight in landed["flight_id"]]]
@@ -311,6 +319,14 @@ class _Questions:
             )
             for rows in by_origin.values()
         ]
+
+
+def _steps() -> Iterator[datetime]:
+    """The times of the steps."""
+    now = START
+    while now <= OUTCOMES_UNTIL:
+        yield now
+        now += STEP
 
 
 def _sampled(flight_ids: pd.Series) -> pd.Series:

@@ -62,6 +62,7 @@ def make_report(replay: Replay, state: Path, *, full: bool) -> dict[str, Any]:
             for model in ("flywheel", "frozen")
         },
         "decisions": [_decision(d) for d in replay.record.decisions],
+        "pipelines": _pipelines(replay),
         "ledger": _ledger(replay, predictions),
         "verification": _verify(replay, list(predictions["prediction_id"])),
         "latency_ms": {
@@ -84,6 +85,11 @@ def passed(report: dict[str, Any]) -> list[str]:
     faults = []
     if not report["ledger"]["balanced"]:
         faults.append("the ledger does not balance")
+    faults += [
+        f"the runs of {p['name']} wrote {p['rows_out']} rows, and its group has {p['rows']}"
+        for p in report["pipelines"]
+        if p["rows_out"] != p["rows"] or p["states"] != ["succeeded"]
+    ]
     checked = report["verification"]
     if checked["verified"] != checked["asked"] or checked["asked"] == 0:
         faults.append(f"{checked['verified']} of {checked['asked']} predictions verified")
@@ -140,6 +146,25 @@ def _decision(decision: Any) -> dict[str, Any]:
         "rows": decision.rows,
         "log_loss": {str(version): metrics["log_loss"] for version, metrics in by_version.items()},
     }
+
+
+def _pipelines(replay: Replay) -> list[dict[str, Any]]:
+    """The feature pipelines, their runs added up, and what is in the groups that they feed."""
+    client, found = replay.operator, []
+    for status in client.pipelines():
+        runs = client.pipeline_runs(status.name)
+        found.append(
+            {
+                "name": status.name,
+                "position": status.position,
+                "runs": len(runs),
+                "states": sorted({run.state.name.lower() for run in runs}),
+                "rows_in": sum(run.rows_in for run in runs),
+                "rows_out": sum(run.rows_out for run in runs),
+                "rows": client.count_rows(status.name),
+            }
+        )
+    return found
 
 
 def _ledger(replay: Replay, predictions: pd.DataFrame) -> dict[str, Any]:

@@ -14,6 +14,7 @@ def print_report(report: dict[str, Any], console: Console) -> None:
     console.print(_months(report))
     console.print(_decisions(report))
     console.print(_ledger(report))
+    console.print(_pipelines(report))
     console.print(_tomorrow(report))
     console.print(_work(report))
     latency, checked = report["latency_ms"], report["verification"]
@@ -92,6 +93,18 @@ def _ledger(report: dict[str, Any]) -> Table:
     for r in ledger["replicas"]:
         counts = (r["highest_sequence"], r["logged"], r["spooled"], r["quarantined"])
         table.add_row(r["replica"], r["incarnation"][:13], *(f"{count:,}" for count in counts))
+    return table
+
+
+def _pipelines(report: dict[str, Any]) -> Table:
+    table = _table(title="Feature pipelines: every row of their groups is in the history of their runs")
+    table.add_column("pipeline")
+    for name in ("runs", "rows in", "rows out", "in the group"):
+        table.add_column(name, justify="right")
+    table.add_column("position", no_wrap=True)
+    for p in report["pipelines"]:
+        counts = (p["runs"], p["rows_in"], p["rows_out"], p["rows"])
+        table.add_row(p["name"], *(f"{count:,}" for count in counts), p["position"][:16])
     return table
 
 
