@@ -26,9 +26,10 @@ _FIXED = {"event_time": "r.event_time", "deleted": "r.deleted", "commit": "c.com
 class PublishedRowReader:
     """Reads what the online store needs."""
 
-    def __init__(self, database: Database, scratch: ScratchFolder) -> None:
+    def __init__(self, database: Database, scratch: ScratchFolder, memory_rows: int = MEMORY_ROWS_MAX) -> None:
         self._database = database
         self._scratch = scratch
+        self._memory_rows = memory_rows
 
     @contextlib.asynccontextmanager
     async def of_writes(self, stored: StoredGroup, writes: Sequence[int], rows: int) -> AsyncIterator[RowSource]:
@@ -38,7 +39,7 @@ class PublishedRowReader:
         """
         numbers = ",".join(str(int(write)) for write in writes)
         statement = f"{_select(stored.group, stored.id)} WHERE r.write IN ({numbers})"
-        if rows <= MEMORY_ROWS_MAX:
+        if rows <= self._memory_rows:
             yield TableRows(await self._database.in_arrow(_fetch, statement))
             return
         path = self._scratch.new_path()
