@@ -30,7 +30,7 @@ from foresight.client.errors import (
     Unimplemented,
 )
 from foresight.client.estimators import Estimator
-from foresight.client.features import Commit, Registration, VersionRef, transform
+from foresight.client.features import Registration, VersionRef, transform
 from foresight.client.flywheel import Decision
 from foresight.client.ledger import IngestionStatus, LedgerRow
 from foresight.client.lineage import Lineage, LineageThing, ThingKind, Use
@@ -49,6 +49,7 @@ from foresight.client.predictions import (
 from foresight.client.queries import RowsOf, rows_of
 from foresight.client.registry import Found, FoundKind
 from foresight.client.statistics import DatasetRows, GroupRows, LogRows, StatisticsRows
+from foresight.client.writes import BrokenExpectation, Commit
 from foresight.values import (
     Column,
     DataType,
@@ -76,6 +77,7 @@ __all__ = [
     "Aborted",
     "AlreadyExists",
     "BatchRun",
+    "BrokenExpectation",
     "Client",
     "Column",
     "Commit",

@@ -10,10 +10,11 @@ from functools import partial
 from typing import Any
 
 from foresight.client.connection import READ_S, Calls, Connection
-from foresight.client.features import VersionRef, describe_group, describe_view, encode_optional, spine_fields
+from foresight.client.features import VersionRef, describe_view, encode_optional, spine_fields
 from foresight.client.frames import Output, Progress, RowStream, from_table, read_table
 from foresight.client.queries import RowsOf, decode_spine_query, encode_spine_query
 from foresight.client.uploads import RowUpload
+from foresight.client.writes import describe_group
 from foresight.feature_store.v1 import training_dataset_pb2, training_dataset_pb2_grpc
 from foresight.types.v1 import types_pb2
 from foresight.values import Field, InvalidValue

@@ -1,13 +1,12 @@
-"""Feature groups and feature views: define, find and write."""
+"""Feature groups and feature views: define and find."""
 
 from __future__ import annotations
 
 import inspect
 import sys
 import time
-import uuid
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple, TypeVar
@@ -15,20 +14,16 @@ from typing import Any, NamedTuple, TypeVar
 import pyarrow as pa
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from foresight.client.connection import READ_S, Calls, Connection
-from foresight.client.errors import InvalidArgument
-from foresight.client.frames import DELETED, EVENT_TIME, KNOWN_AT, Progress, read_table, to_table
-from foresight.client.uploads import upload_chunks
+from foresight.client.connection import Connection
+from foresight.client.frames import EVENT_TIME, Progress, read_table
+from foresight.client.writes import WriteCalls
 from foresight.feature_store.v1 import offline_pb2, offline_pb2_grpc, registry_pb2, registry_pb2_grpc
 from foresight.transforms import source_sha256
 from foresight.types.v1 import types_pb2
 from foresight.values import FeatureGroup, FeatureView, Field, InvalidValue, Transform
-from foresight.values.pipelines import PositionMove
-from foresight.wire import decode_group, decode_instant, decode_view, encode_group, encode_instant, encode_view
+from foresight.wire import decode_group, decode_view, encode_group, encode_instant, encode_view
 
 Thing = TypeVar("Thing", FeatureGroup, FeatureView)
-# How long a client trusts what it knows of a group's columns, seconds; a write that is refused looks again at once.
-_GROUP_KNOWN_S = 30.0
 
 
 class VersionRef(NamedTuple):
@@ -39,16 +34,6 @@ class VersionRef(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.name} v{self.version}"
-
-
-@dataclass(frozen=True, slots=True)
-class Commit:
-    """An accepted write. `duplicate`: the write id had been committed before, nothing was written now."""
-
-    number: int
-    committed_at: datetime
-    rows: int
-    duplicate: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,14 +70,12 @@ def transform(function: Callable[..., Any], *, inputs: Sequence[str], output: Fi
     )
 
 
-class FeatureCalls(Calls):
+class FeatureCalls(WriteCalls):
     """Calls about groups, views and their rows."""
 
     def __init__(self, connection: Connection) -> None:
         super().__init__(connection)
         self._registry = registry_pb2_grpc.FeatureRegistryServiceStub(connection.channel)
-        self._offline = offline_pb2_grpc.OfflineFeatureServiceStub(connection.channel)
-        self._known: dict[str, tuple[float, FeatureGroup]] = {}
 
     def apply(self, *things: FeatureGroup | FeatureView) -> list[FeatureGroup | FeatureView]:
         """Registers groups and views, groups first, and returns them as registered, in the order given.
@@ -136,47 +119,6 @@ class FeatureCalls(Calls):
         """One view; version 0 is the latest. Raises NotFound."""
         return describe_view(self._connection, name, version)
 
-    def write(
-        self,
-        group: str,
-        data: Any,
-        *,
-        write_id: str | None = None,
-        source: str = "",
-        move: PositionMove | None = None,
-        progress: Progress | None = None,
-        timeout_s: float = READ_S,
-    ) -> Commit:
-        """Appends rows as one commit: all become visible at once, or none.
-
-        `data` (see `frames.to_table`) has the group's keys, `event_time`, its features (a missing column is NULL)
-        and optionally `known_at` and `deleted`. Without a `write_id` one is made, so that a retry never writes twice;
-        give one of your own to make a re-run of a pipeline harmless too.
-        `source` names what made the rows, for lineage. `move` moves a pipeline's position together with them: Aborted
-        when another run moved it first; a table without rows only moves it.
-        """
-        # Version 0: what is known here may be some seconds old, and rows belong to the latest version.
-        header = offline_pb2.WriteHeader(
-            group=types_pb2.VersionRef(name=group), write_id=write_id or str(uuid.uuid4()), source=source
-        )
-        if move is not None:
-            header.progress.pipeline = move.pipeline
-            header.progress.position_before, header.progress.position_after = move.before, move.after
-        asked, known = time.monotonic(), self._known.get(group)
-        if known is not None and asked - known[0] < _GROUP_KNOWN_S:
-            try:
-                return self._write(known[1], data, header, progress, timeout_s)
-            except (InvalidArgument, InvalidValue):
-                # Perhaps the group has new columns, in place or in a new version.
-                latest = self.group(group)
-                self._known[group] = asked, latest
-                if (latest.version, latest.features) == (known[1].version, known[1].features):
-                    raise
-                return self._write(latest, data, header, progress, timeout_s)
-        latest = self.group(group)
-        self._known[group] = asked, latest
-        return self._write(latest, data, header, progress, timeout_s)
-
     def _register(self, thing: FeatureGroup | FeatureView) -> Registration:
         if isinstance(thing, FeatureGroup):
             answer = self._connection.call(
@@ -195,32 +137,6 @@ class FeatureCalls(Calls):
     def _describe(self, name: str, version: int) -> registry_pb2.GetFeatureGroupResponse:
         request = registry_pb2.GetFeatureGroupRequest(group=types_pb2.VersionRef(name=name, version=version))
         return self._connection.call(self._registry.GetFeatureGroup, request)
-
-    def _write(
-        self,
-        group: FeatureGroup,
-        data: Any,
-        header: offline_pb2.WriteHeader,
-        progress: Progress | None,
-        timeout_s: float,
-    ) -> Commit:
-        table = to_table(data, (*group.entity_keys, EVENT_TIME, *group.features, KNOWN_AT, DELETED))
-
-        def requests() -> Iterator[offline_pb2.WriteFeaturesRequest]:
-            yield offline_pb2.WriteFeaturesRequest(header=header)
-            for chunk in upload_chunks(table, progress):
-                yield offline_pb2.WriteFeaturesRequest(arrow=chunk)
-
-        response = self._connection.upload(self._offline.WriteFeatures, requests, timeout_s)
-        committed_at = decode_instant(response.committed_at, "committed_at")
-        return Commit(response.commit, committed_at, response.rows, response.duplicate)
-
-
-def describe_group(connection: Connection, name: str, version: int) -> FeatureGroup:
-    """One group; version 0 is the latest."""
-    registry = registry_pb2_grpc.FeatureRegistryServiceStub(connection.channel)
-    request = registry_pb2.GetFeatureGroupRequest(group=types_pb2.VersionRef(name=name, version=version))
-    return decode_group(connection.call(registry.GetFeatureGroup, request).group, derived=True)
 
 
 def describe_view(connection: Connection, name: str, version: int) -> FeatureView:

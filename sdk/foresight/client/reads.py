@@ -10,10 +10,11 @@ from typing import Any
 import pyarrow as pa
 
 from foresight.client.connection import READ_S, Calls, Connection
-from foresight.client.features import describe_group, describe_view, encode_optional, spine_fields
+from foresight.client.features import describe_view, encode_optional, spine_fields
 from foresight.client.frames import Output, Progress, RowStream, from_table, read_table
 from foresight.client.queries import Condition, RowsOf, encode_group_query, encode_spine_query, rows_of
 from foresight.client.uploads import RowUpload
+from foresight.client.writes import describe_group
 from foresight.feature_store.v1 import offline_pb2, offline_pb2_grpc
 from foresight.types.v1 import types_pb2
 from foresight.values import FeatureGroup, InvalidValue

@@ -1,12 +1,13 @@
 """Rows on their way to a service: in memory, or batch by batch when there are more of them than fit.
 
-A DataFrame, a table, a list or a dict is converted as a whole; the rows of a Parquet file (a `pathlib.Path`) and of an
-Arrow RecordBatchReader are converted and sent batch by batch. What was sent is sent again after a lost connection, but
-for a RecordBatchReader, whose rows come once only.
+A DataFrame, a table, a list or a dict is converted as a whole; the rows of a Parquet file (a `pathlib.Path`), of an
+Arrow RecordBatchReader and of an iterator of tables are converted and sent batch by batch. What was sent is sent again
+after a lost connection, but for a reader and an iterator, whose rows come once only.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,8 @@ class RowUpload:
             if data.suffix.lower() != ".parquet":
                 raise InvalidValue("data", f"{data.name} is not a .parquet file")
             return cls(data, fields)
+        if isinstance(data, Iterator) and not isinstance(data, pa.RecordBatchReader):
+            data = _reader(data, fields)
         return cls(data if isinstance(data, pa.RecordBatchReader) else to_table(data, fields), fields)
 
     @property
@@ -80,6 +83,23 @@ class RowUpload:
                     progress("uploading", rows)
 
         yield from encode_batches(to_table(schema.empty_table(), self.fields).schema, typed())
+
+
+def _reader(tables: Iterator[Any], fields: Sequence[Field]) -> pa.RecordBatchReader:
+    """The batches of tables that come one by one, with the columns of the first."""
+    first = to_table(next(tables, []), fields)
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        for data in itertools.chain([first], tables):
+            table = to_table(data, fields)
+            if set(table.column_names) != set(first.column_names):
+                raise InvalidValue("data", "has tables of different columns")
+            try:
+                yield from table.select(first.column_names).cast(first.schema).to_batches()
+            except pa.ArrowInvalid as error:
+                raise InvalidValue("data", f"has tables of different types: {error}") from None
+
+    return pa.RecordBatchReader.from_batches(first.schema, batches())
 
 
 def upload_chunks(table: pa.Table, progress: Progress | None = None) -> Iterator[bytes]:
