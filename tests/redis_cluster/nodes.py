@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import socket
 import subprocess
@@ -56,7 +57,9 @@ class ClusterNodes:
         }
         arguments = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
         with (folder / "log").open("ab") as log:
-            self._processes[node] = subprocess.Popen([self._server, *arguments], stdout=log, stderr=log)
+            self._processes[node] = subprocess.Popen(
+                [self._server, *arguments], env=_environment(self._server), stdout=log, stderr=log
+            )
         until(lambda: self.client(node).ping(), START_TIMEOUT_S)
 
     def stop(self, node: int) -> None:
@@ -70,10 +73,10 @@ class ClusterNodes:
         share = -(-SLOTS // NODES)
         for node in range(NODES):
             client = self.client(node)
-            client.execute_command("CLUSTER ADDSLOTSRANGE", node * share, min(SLOTS, (node + 1) * share) - 1)
-            client.execute_command("CLUSTER SET-CONFIG-EPOCH", node + 1)
+            ask(client, "CLUSTER ADDSLOTSRANGE", node * share, min(SLOTS, (node + 1) * share) - 1)
+            ask(client, "CLUSTER SET-CONFIG-EPOCH", node + 1)
             for other in range(node):
-                client.execute_command("CLUSTER MEET", "127.0.0.1", self.ports[other], self._bus_ports[other])
+                ask(client, "CLUSTER MEET", "127.0.0.1", self.ports[other], self._bus_ports[other])
         self.until_whole()
 
     def until_whole(self) -> None:
@@ -95,7 +98,7 @@ class ClusterNodes:
             self.stop(node)
 
     def _is_whole(self, node: int) -> bool:
-        info: Any = self.client(node).execute_command("CLUSTER INFO")
+        info = ask(self.client(node), "CLUSTER INFO")
         return bool(info["cluster_state"] == "ok" and int(info["cluster_known_nodes"]) == NODES)
 
 
@@ -112,6 +115,17 @@ def running_cluster(server: str, password: str) -> Iterator[ClusterNodes]:
     finally:
         nodes.close()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def ask(client: redis.Redis, *command: Any) -> Any:
+    """The answer to a command."""
+    return client.execute_command(*command)  # type: ignore[no-untyped-call]
+
+
+def _environment(server: str) -> dict[str, str]:
+    """A server that was unpacked, not installed, has its libraries beside it."""
+    libraries = {str(path.parent) for path in (Path(server).parents[1] / "lib").glob("*-linux-gnu/*.so*")}
+    return dict(os.environ) | ({"LD_LIBRARY_PATH": ":".join(sorted(libraries))} if libraries else {})
 
 
 def until(holds: Callable[[], Any], timeout_s: float) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import HealthCheck
@@ -14,7 +14,9 @@ from hypothesis import settings as profile
 
 from services.feature_store.config import RedisSettings
 from services.feature_store.online import FoundRow, OnlineStore
-from services.feature_store.online_redis import open_redis_store
+from services.feature_store.online_redis import RedisOnlineStore, open_redis_store
+from services.feature_store.redis_commands import Command, RedisCommands, open_cluster
+from services.feature_store.redis_generations import SCRIPTS
 from services.runtime.errors import Unavailable
 from tests.laws.feature_store.online_suite import (
     EMPTY,
@@ -50,7 +52,7 @@ RedisMachine.TestCase.settings = profile(
 
 
 @pytest.mark.usefixtures("_settings_of_the_machine")
-class TestRedisMachine(RedisMachine.TestCase):  # type: ignore[misc, name-defined]
+class TestRedisMachine(RedisMachine.TestCase):  # type: ignore[misc, valid-type]
     """The machine."""
 
     @pytest.fixture
@@ -195,3 +197,35 @@ async def test_a_wrong_password_is_no_crash(settings: RedisSettings) -> None:
     async with open_redis_store(settings.model_copy(update={"password_file": None})) as store:
         with pytest.raises(Unavailable, match=r"^the online store does not answer$"):
             await store.applied_commit()
+
+
+class CountedCommands(RedisCommands):
+    """Counts round trips."""
+
+    def __init__(self, commands: RedisCommands) -> None:
+        self._counted = commands
+        self.round_trips = 0
+
+    async def many(self, commands: Sequence[Command]) -> list[Any]:
+        """See RedisCommands."""
+        self.round_trips += 1
+        return await self._counted.many(commands)
+
+
+async def test_a_view_over_several_groups_takes_one_round_trip(settings: RedisSettings) -> None:
+    """With many entities; and one more when something was applied since the last look-up."""
+    entities = [(str(i), i, True) for i in range(64)]
+    rows = [Row(entity, 1, 1, False, EMPTY) for entity in entities]
+    queries = [query(group, entities) for group in GROUPS[:2]] + [query(GROUPS[2], [(i,) for i in range(64)])]
+    async with open_redis_store(settings) as writer, open_cluster(settings, SCRIPTS) as cluster:
+        await writer.apply(1, [committed(group, rows) for group in GROUPS[:2]])
+        commands = CountedCommands(cluster)
+        reader = RedisOnlineStore(commands, settings.prefix, settings.buckets)
+        await reader.lookup(queries)
+        before = commands.round_trips
+        lookup = await reader.lookup(queries)
+        assert commands.round_trips == before + 1
+        assert [None in found for found in lookup.found] == [False, False, True]
+        await writer.apply(2, [])
+        assert (await reader.lookup(queries)).applied_commit == 2
+        assert commands.round_trips == before + 3
