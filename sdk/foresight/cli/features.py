@@ -1,25 +1,38 @@
-"""Commands about groups, views and their rows: apply, groups, views, ingest."""
+"""Commands about groups, views and their rows: apply, groups, views, ingest, quarantine."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated
 
+import pyarrow as pa
 import typer
 
 from foresight.cli.arguments import Json, State, load_module, open_client
-from foresight.cli.files import check_columns, check_rows, read_file
+from foresight.cli.files import (
+    check_columns,
+    check_rows,
+    check_suffix,
+    json_rows,
+    read_file,
+    read_pieces,
+    write_file,
+)
 from foresight.cli.terminal import instant, note, show, table, working
 from foresight.client import FeatureGroup, FeatureView, Field, InvalidValue
 from foresight.client.frames import DELETED, EVENT_TIME, KNOWN_AT
 
 PANEL = "Features"
+# Larger files are read and sent piece by piece; a lost connection then ends the command.
+WHOLE_FILE_BYTES_MAX = 64 << 20
+_NAME_IT = "name its column with --event-time"
 
 
 def add_commands(app: typer.Typer) -> None:
     """Adds this module's commands."""
-    for command in (apply, groups, views, ingest):
+    for command in (apply, groups, views, ingest, quarantine):
         app.command(rich_help_panel=PANEL)(command)
 
 
@@ -95,21 +108,71 @@ def ingest(
     file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help=".csv, .parquet or .jsonl")],
     event_time: Annotated[str, typer.Option(help="Column that holds the event time.")] = "event_time",
     write_id: Annotated[str, typer.Option(help="Makes a repetition harmless: the same id is written once.")] = "",
+    source: Annotated[str, typer.Option(help="What made the rows, for `foresight lineage`.")] = "",
     state: State = None,
     as_json: Json = False,
 ) -> None:
-    """Write the rows of a file to a feature group, as one commit."""
+    """Write the rows of a file to a feature group, as one commit; a large file goes piece by piece.
+
+    Rows that break expectations of the group are refused all together, or, where the group says so, quarantined:
+    `foresight quarantine` shows them.
+    """
     with open_client(state) as client:
         described = client.group(group)
         fields = (*described.entity_keys, EVENT_TIME, *described.features, KNOWN_AT, DELETED)
-        rows = read_file(file, fields, event_time=event_time)
-        check_columns(rows, file, "event_time", hint="name its column with --event-time")
-        check_rows(rows, file)
-        with working({"uploading": rows.num_rows}) as progress:
-            commit = client.write(group, rows, write_id=write_id or None, progress=progress)
+        if file.stat().st_size > WHOLE_FILE_BYTES_MAX:
+            pieces = _checked_pieces(file, fields, event_time)
+            with working() as progress:
+                commit = client.write(group, pieces, write_id=write_id or None, source=source, progress=progress)
+        else:
+            rows = read_file(file, fields, event_time=event_time)
+            check_columns(rows, file, "event_time", hint=_NAME_IT)
+            check_rows(rows, file)
+            with working({"uploading": rows.num_rows}) as progress:
+                commit = client.write(group, rows, write_id=write_id or None, source=source, progress=progress)
     what = "was written before: nothing new" if commit.duplicate else "written"
     when = f"commit {commit.number} · {instant(commit.committed_at)}"
-    show(as_json, commit, f"[green]✓[/] {commit.rows:,} rows of {group} {what} · {when}")
+    written = f"[green]✓[/] {commit.rows:,} rows of {group} {what} · {when}"
+    if not commit.quarantined_rows:
+        show(as_json, commit, written)
+        return
+    broken = [{"expectation": b.name, "rows": b.rows, "such_as": "\n".join(b.samples)} for b in commit.broken]
+    hint = f"`foresight quarantine {group} --after-commit {commit.number - 1}` shows them"
+    kept = f"[yellow]![/] {commit.quarantined_rows:,} rows break expectations and were quarantined; {hint}"
+    show(as_json, commit, written, kept, table(broken, ""))
+
+
+def quarantine(
+    group: Annotated[str, typer.Argument(help="Feature group.")],
+    version: Annotated[int, typer.Option(help="Its version; 0: the latest.")] = 0,
+    after_commit: Annotated[int, typer.Option(min=0, help="Only rows of writes committed after this one.")] = 0,
+    limit: Annotated[int, typer.Option(min=1, help="Rows shown.")] = 20,
+    output: Annotated[Path | None, typer.Option(help="Write them to this .csv, .parquet or .jsonl file.")] = None,
+    state: State = None,
+    as_json: Json = False,
+) -> None:
+    """Show the rows that broke expectations of a group and were kept apart, the newest last."""
+    if output is not None:
+        check_suffix(output)
+    with open_client(state) as client, working() as progress:
+        found = client.read_quarantine(
+            group, version=version, after_commit=after_commit, output="arrow", progress=progress
+        )
+    if output is not None:
+        write_file(found, output)
+        show(as_json, {"rows": found.num_rows, "file": str(output)}, f"[green]✓[/] {found.num_rows:,} rows in {output}")
+        return
+    total, found = found.num_rows, found.slice(max(0, found.num_rows - limit))
+    rows = json_rows(found)
+    show(as_json, rows, table(rows, f"no rows of {group} are quarantined"))
+    if total > found.num_rows and not as_json:
+        note(f"the last {found.num_rows:,} of {total:,}; --limit says how many, --output writes them to a file")
+
+
+def _checked_pieces(file: Path, fields: tuple[Field, ...], event_time: str) -> Iterator[pa.Table]:
+    for piece in read_pieces(file, fields, event_time=event_time):
+        check_columns(piece, file, "event_time", hint=_NAME_IT)
+        yield piece
 
 
 def definitions(module: ModuleType) -> list[FeatureGroup | FeatureView]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import csv as text_tables
+import itertools
 import json
 import math
 import re
@@ -25,6 +26,9 @@ from foresight.tables import arrow_type
 # Takes the next rows of a file.
 _Write = Callable[[pa.RecordBatch], None]
 SUFFIXES = (".csv", ".parquet", ".jsonl")
+# What is read at once of a file that is read in pieces.
+_PIECE_ROWS = 65_536
+_PIECE_BYTES = 8 << 20
 _WRONG_CELL = re.compile(r"In CSV column #(\d+): (?:Row #\d+: )?CSV conversion error to ([^:]+): (.*)")
 _MISSING = ["", "NA", "N/A", "NULL", "null", "NaN", "nan"]
 
@@ -34,18 +38,40 @@ def read_file(path: Path, fields: Iterable[Field], *, event_time: str = "event_t
 
     Raises BadParameter for a file that cannot be read, InvalidValue naming a column that has another type.
     """
+    known = _known(fields, event_time)
+    with _reading(path):
+        return _typed(_READERS[path.suffix.lower()][0](path, known), path, known, event_time)
+
+
+def read_pieces(path: Path, fields: Iterable[Field], *, event_time: str = "event_time") -> Iterator[pa.Table]:
+    """As `read_file`, piece by piece, for files that do not fit into memory; all pieces have the same columns."""
+    known = _known(fields, event_time)
+    with _reading(path):
+        for table in _READERS[path.suffix.lower()][1](path, known):
+            yield _typed(table, path, known, event_time)
+
+
+def _known(fields: Iterable[Field], event_time: str) -> dict[str, Field]:
     known = {field.name: field for field in fields}
     if event_time != "event_time" and "event_time" in known:
         known[event_time] = Field(event_time, DataType.TIMESTAMP)
-    reader = _READERS.get(path.suffix.lower())
-    if reader is None:
+    return known
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    if path.suffix.lower() not in _READERS:
         raise typer.BadParameter(f"{path.name} is not one of {', '.join(SUFFIXES)}")
     try:
-        table = reader(path, known)
+        yield
     except OSError as error:
         raise typer.BadParameter(f"cannot read {path}: {error.strerror or error}") from None
     except UnicodeDecodeError:
         raise InvalidValue(path.name, "is not text in UTF-8") from None
+
+
+def _typed(table: pa.Table, path: Path, known: dict[str, Field], event_time: str) -> pa.Table:
+    """The table with the types that are wanted, and the column `event_time` under that name."""
     for name in table.column_names:
         field = known.get(name)
         if field is not None and field.type is DataType.TIMESTAMP and pa.types.is_string(table.schema.field(name).type):
@@ -111,7 +137,7 @@ def write_batches(
     return rows
 
 
-def _read_csv(path: Path, known: dict[str, Field]) -> pa.Table:
+def _csv_options(known: dict[str, Field]) -> Any:
     from pyarrow import csv
 
     # Instants as text: Arrow would take those without a zone for UTC.
@@ -120,7 +146,7 @@ def _read_csv(path: Path, known: dict[str, Field]) -> pa.Table:
         for name, field in known.items()
         if field.type is not DataType.FLOAT_VECTOR
     }
-    options = csv.ConvertOptions(
+    return csv.ConvertOptions(
         column_types=types,
         null_values=_MISSING,
         true_values=["true", "True", "TRUE", "1"],
@@ -128,8 +154,25 @@ def _read_csv(path: Path, known: dict[str, Field]) -> pa.Table:
         strings_can_be_null=True,
         quoted_strings_can_be_null=False,
     )
+
+
+def _read_csv(path: Path, known: dict[str, Field]) -> pa.Table:
+    from pyarrow import csv
+
     try:
-        return csv.read_csv(path, convert_options=options)
+        return csv.read_csv(path, convert_options=_csv_options(known))
+    except pa.ArrowInvalid as error:
+        raise _wrong_csv(path, _first_line(error)) from None
+
+
+def _csv_pieces(path: Path, known: dict[str, Field]) -> Iterator[pa.Table]:
+    from pyarrow import csv
+
+    try:
+        reading = csv.ReadOptions(block_size=_PIECE_BYTES)
+        with csv.open_csv(path, read_options=reading, convert_options=_csv_options(known)) as reader:
+            for batch in reader:
+                yield pa.Table.from_batches([batch])
     except pa.ArrowInvalid as error:
         raise _wrong_csv(path, _first_line(error)) from None
 
@@ -158,8 +201,35 @@ def _read_parquet(path: Path, known: dict[str, Field]) -> pa.Table:
         raise InvalidValue(path.name, f"is not a Parquet file: {_first_line(error)}") from None
 
 
+def _parquet_pieces(path: Path, known: dict[str, Field]) -> Iterator[pa.Table]:
+    from pyarrow import parquet
+
+    try:
+        with parquet.ParquetFile(path, pre_buffer=False) as file:
+            for batch in file.iter_batches(_PIECE_ROWS):
+                yield pa.Table.from_batches([batch])
+    except pa.ArrowInvalid as error:
+        raise InvalidValue(path.name, f"is not a Parquet file: {_first_line(error)}") from None
+
+
 def _read_jsonl(path: Path, known: dict[str, Field]) -> pa.Table:
-    rows = []
+    return _json_table(list(_json_lines(path)), known)
+
+
+def _jsonl_pieces(path: Path, known: dict[str, Field]) -> Iterator[pa.Table]:
+    # Any line may be the first with a column.
+    names = dict.fromkeys(name for row in _json_lines(path) for name in row)
+    rows = _json_lines(path)
+    while some := list(itertools.islice(rows, _PIECE_ROWS)):
+        yield _json_table([{name: row.get(name) for name in names} for row in some], known)
+
+
+def _json_table(rows: list[dict[str, Any]], known: dict[str, Field]) -> pa.Table:
+    # Instants are still text here.
+    return to_table(rows, [field for field in known.values() if field.type is not DataType.TIMESTAMP])
+
+
+def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
     with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
@@ -170,9 +240,7 @@ def _read_jsonl(path: Path, known: dict[str, Field]) -> pa.Table:
                 raise InvalidValue(path.name, f"line {number} is not JSON: {error}") from None
             if not isinstance(row, dict):
                 raise InvalidValue(path.name, f"line {number} is not a JSON object")
-            rows.append(row)
-    # Instants are still text here.
-    return to_table(rows, [field for field in known.values() if field.type is not DataType.TIMESTAMP])
+            yield row
 
 
 def _instants(texts: pa.ChunkedArray, name: str) -> pa.Array:
@@ -241,10 +309,17 @@ def _as_text(column: pa.Array) -> pa.Array:
     return pa.array([None if value is None else json.dumps(value) for value in column.to_pylist()], pa.string())
 
 
-_READERS: dict[str, Callable[[Path, dict[str, Field]], pa.Table]] = {
-    ".csv": _read_csv,
-    ".parquet": _read_parquet,
-    ".jsonl": _read_jsonl,
+# The whole of a file, and its pieces.
+_READERS: dict[
+    str,
+    tuple[
+        Callable[[Path, dict[str, Field]], pa.Table],
+        Callable[[Path, dict[str, Field]], Iterator[pa.Table]],
+    ],
+] = {
+    ".csv": (_read_csv, _csv_pieces),
+    ".parquet": (_read_parquet, _parquet_pieces),
+    ".jsonl": (_read_jsonl, _jsonl_pieces),
 }
 _WRITERS: dict[str, Callable[[pa.Schema, Path], contextlib.AbstractContextManager[_Write]]] = {
     ".csv": _csv_writer,

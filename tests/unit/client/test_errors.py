@@ -38,7 +38,7 @@ def _answered(error: Exception) -> ForesightError:
 def test_every_error_of_a_service_has_its_class_here(kind: type[Exception]) -> None:
     code, reason = next((c, r) for k, c, r in STATUS_TABLE if k is kind)
     # These two take a kind of thing and its name, or a field and its fault; the others a message.
-    two = kind in (service_errors.NotFound, InvalidValue)
+    two = issubclass(kind, service_errors.NotFound | InvalidValue)
     error = _answered(kind("group", "weather") if two else kind("not possible"))
     assert type(error) is BY_CODE[code.name]
     assert error.code == code.name

@@ -124,6 +124,8 @@ def test_ingest_writes_a_file_as_one_commit(run: Run, fake: FakeForesight, file:
         "committed_at": "2013-03-01T12:00:00Z",
         "rows": 2,
         "duplicate": True,
+        "quarantined_rows": 0,
+        "broken": [],
     }
     sent = fake.requests("WriteFeatures")[0]
     assert sent[0].header.write_id == "w1"
