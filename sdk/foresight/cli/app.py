@@ -14,6 +14,7 @@ from foresight.cli import (
     datasets,
     describe,
     features,
+    forget,
     lineage,
     models,
     online,
@@ -50,6 +51,7 @@ app = typer.Typer(
 for part in (
     stack,
     features,
+    reads,
     registry,
     lineage,
     describe,
@@ -59,5 +61,6 @@ for part in (
     models,
     predictions,
     prediction_log,
+    forget,
 ):
     part.add_commands(app)
