@@ -33,7 +33,6 @@ from services.runtime.errors import NotFound, ServiceError, Unavailable
 
 log = structlog.get_logger()
 
-POLL_S = 0.5
 FOLLOW_S = 0.05
 # What is applied at once: at least one commit, else at most so much.
 BATCH_COMMITS = 256
@@ -282,7 +281,7 @@ class Applier:
                     leading = await self._lease.take()
                     if await (self._lead() if leading else self._follow()):
                         continue
-                    failures, wait_s = 0, POLL_S if leading else FOLLOW_S
+                    failures, wait_s = 0, self._lease.poll_s if leading else FOLLOW_S
                 except Exception as error:
                     failures += 1
                     wait_s = min(5.0, 0.1 * 2**failures)

@@ -16,6 +16,11 @@ from typing import Protocol
 class Lease(Protocol):
     """An exclusive claim that ends with the process, whatever ends that."""
 
+    @property
+    def poll_s(self) -> float:
+        """How long the holder rests before it looks for what other processes published."""
+        ...
+
     async def take(self) -> bool:
         """Whether this process holds the lease, now or since before. Raises Unavailable when nobody can say."""
         ...
@@ -26,7 +31,9 @@ class Lease(Protocol):
 
 
 class FileLease:
-    """A lock on a file, for processes of one machine."""
+    """A lock on a file, for processes of one machine: as a rule there is one."""
+
+    poll_s = 0.5
 
     def __init__(self, path: Path) -> None:
         self._path = path

@@ -18,6 +18,9 @@ TRUSTED_S = 1.0
 class SessionLease:
     """A `Lease` on a name, among the processes that use one schema. Holds a connection of the pool while it is held."""
 
+    # As a rule there are several, each with writers that wait.
+    poll_s = 0.05
+
     def __init__(self, database: Database, name: str) -> None:
         self._database = database
         # Two numbers of 32 bits, so that it meets no lock of one number of 64, as migrations take.
