@@ -21,6 +21,7 @@ from foresight.cli import (
     pipelines,
     prediction_log,
     predictions,
+    reads,
     registry,
     stack,
 )
