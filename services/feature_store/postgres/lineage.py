@@ -62,7 +62,8 @@ SELECT name, version, source, min(since) AS since, bool_or(asserted) AS asserted
   UNION ALL
   SELECT g.name, g.version, g.about::json->>'source', g.created_at, false
   FROM feature_groups g WHERE NOT g.dropped AND {which}) AS named
-WHERE (source <> '' OR asserted) AND (:source = '' OR source = :source) GROUP BY name, version, source ORDER BY source, name, version LIMIT :limit"""
+WHERE (source <> '' OR asserted) AND (:source = '' OR source = :source)
+GROUP BY name, version, source ORDER BY source, name, version LIMIT :limit"""
 _OF_GROUPS = "(g.name, g.version) IN (SELECT n, v FROM " + _GIVEN + ")"  # noqa: S608
 _OF_SOURCE = """g.id IN (
   SELECT id FROM feature_groups WHERE about::json->>'source' = :source

@@ -330,9 +330,10 @@ def test_wrong_registrations_are_refused(calls: Calls) -> None:
 
     for name in ("log_predictions_x_v1", "A", "1a", "x" * 64, "", "a\0"):
         assert refused(*invalid, lambda name=name: register_group(name=name)) == ["name"]  # type: ignore[misc]
-    changed = register_group(description="other").group
-    assert changed.version == 2
-    assert register_group(description="").group.version == 3
+    changed = register_group(description="other")
+    assert (changed.group.version, changed.created, changed.group.description) == (1, False, "other")
+    assert register_group(strict_event_time=True).group.version == 2
+    assert register_group(strict_event_time=False).group.version == 3
 
     def missing_group(view: registry_pb2.FeatureView) -> None:
         view.sources[0].group.name = "absent"
