@@ -34,21 +34,20 @@ class LmdbFile:
         )
         self._gate = _Gate()
 
-    @contextlib.contextmanager
-    def reading(self) -> Iterator[lmdb.Transaction]:
-        """A snapshot. Raises Closed."""
+    def read(self, work: Callable[[lmdb.Transaction], R]) -> R:
+        """Runs `work` on a snapshot. Raises Closed."""
         while True:
-            with self._gate.shared():
+            self._gate.enter()
+            try:
+                transaction = self._environment.begin()
                 try:
-                    transaction = self._environment.begin()
-                except lmdb.MapResizedError:
-                    transaction = None
-                if transaction is not None:
-                    try:
-                        yield transaction
-                        return
-                    finally:
-                        transaction.abort()
+                    return work(transaction)
+                finally:
+                    transaction.abort()
+            except lmdb.MapResizedError:
+                pass
+            finally:
+                self._gate.leave()
             self._follow_growth()
 
     def write(self, work: Callable[[lmdb.Transaction], R]) -> R:
@@ -110,19 +109,28 @@ class _Gate:
         self._inside = 0
         self._closed = False
 
-    @contextlib.contextmanager
-    def shared(self) -> Iterator[None]:
+    def enter(self) -> None:
+        """Begins to use the file. Raises Closed."""
         with self._changed:
             if self._closed:
                 raise Closed
             self._inside += 1
+
+    def leave(self) -> None:
+        """Ends what `enter` began."""
+        with self._changed:
+            self._inside -= 1
+            if not self._inside:
+                self._changed.notify_all()
+
+    @contextlib.contextmanager
+    def shared(self) -> Iterator[None]:
+        """Uses the file for a block. Raises Closed."""
+        self.enter()
         try:
             yield
         finally:
-            with self._changed:
-                self._inside -= 1
-                if not self._inside:
-                    self._changed.notify_all()
+            self.leave()
 
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[None]:

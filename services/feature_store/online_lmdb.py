@@ -214,26 +214,26 @@ class _Rows:
         self._codecs = codecs
 
     def raw_state(self) -> _State:
-        with self.file.reading() as transaction:
-            return _state(transaction)
+        return self.file.read(_state)
 
     def state(self) -> _State:
-        with self.file.reading() as transaction:
-            return _live_state(transaction)
+        return self.file.read(_live_state)
 
     def lookup(self, queries: Sequence[KeyQuery]) -> Lookup:
+        return self.file.read(lambda transaction: self._lookup(transaction, queries))
+
+    def _lookup(self, transaction: lmdb.Transaction, queries: Sequence[KeyQuery]) -> Lookup:
         found: list[list[FoundRow | None]] = []
-        with self.file.reading() as transaction:
-            applied = _live_state(transaction).applied
-            get = transaction.get
-            for query in queries:
-                codec = self._codecs.of(query.group)
-                decode = codec.decode
-                rows: list[FoundRow | None] = []
-                for key in codec.keys(query.keys):
-                    value = None if key is None else get(stored_key(key))
-                    rows.append(None if key is None or value is None else decode(bytes(value), key))
-                found.append(rows)
+        applied = _live_state(transaction).applied
+        get = transaction.get
+        for query in queries:
+            codec = self._codecs.of(query.group)
+            decode = codec.decode
+            rows: list[FoundRow | None] = []
+            for key in codec.keys(query.keys):
+                value = None if key is None else get(stored_key(key))
+                rows.append(None if key is None or value is None else decode(bytes(value), key))
+            found.append(rows)
         return Lookup(found, applied)
 
     def apply(self, applied_commit: int, batches: Sequence[CommittedRows]) -> None:
@@ -271,16 +271,21 @@ class _Rows:
     def keys(self, group: StoredGroup, after: bytes) -> tuple[tuple[Column, ...], bytes]:
         """The next keys of a group after a stored one, or from the first for b"", and the last stored one."""
         prefix = group_prefix(group)
-        whole: list[bytes] = []
-        with self.file.reading() as transaction, transaction.cursor() as cursor:
+
+        def page(transaction: lmdb.Transaction) -> tuple[list[bytes], bytes]:
             _live_state(transaction)
-            found = cursor.set_range(after or prefix)
-            if found and cursor.key() == after:
-                found = cursor.next()
-            while found and len(whole) < KEYS_PER_PAGE and (stored := bytes(cursor.key())).startswith(prefix):
-                whole.append(whole_key(stored, bytes(cursor.value())))
-                after, found = stored, cursor.next()
-        return self._codecs.of(group).key_columns(whole), after
+            whole, last = list[bytes](), after
+            with transaction.cursor() as cursor:
+                found = cursor.set_range(after or prefix)
+                if found and cursor.key() == after:
+                    found = cursor.next()
+                while found and len(whole) < KEYS_PER_PAGE and (stored := bytes(cursor.key())).startswith(prefix):
+                    whole.append(whole_key(stored, bytes(cursor.value())))
+                    last, found = stored, cursor.next()
+            return whole, last
+
+        whole, last = self.file.read(page)
+        return self._codecs.of(group).key_columns(whole), last
 
     def erased(self, erasure: int) -> None:
         def note(transaction: lmdb.Transaction) -> None:

@@ -6,8 +6,8 @@ whole key then stands at the end of the row and is compared.
 
 A row is: layout, flags, event time, commit, the number of features, where the texts begin, one bit per feature for
 "not NULL", the features of fixed width (texts as their length), the texts, and the whole key if it is digested. All
-numbers are little-endian. Features are only ever added, at the end: a row with fewer of them than the group has reads
-the defaults of the others, and one with more, written by a process that knows a newer state of the group, is read
+numbers in rows are little-endian. Features are only ever added, at the end: a row with fewer of them than the group has
+reads the defaults of the others, and one with more, written by a process that knows a newer state of the group, is read
 without those.
 """
 
@@ -37,7 +37,8 @@ _HEADER = struct.Struct("<BBqQHI")
 _SHAPE = struct.Struct("<HI")
 _SHAPE_OFFSET = 18
 _VERSION = struct.Struct("<qQ")
-_INT_KEY = struct.Struct("<cq")
+# Numbers that follow one another lie beside one another, so that they are written in a row.
+_INT_KEY = struct.Struct(">cq")
 _TEXT_KEY = struct.Struct("<cH")
 _VERSION_OFFSET = 2
 _DIGEST_TAG = b"\xff"
@@ -185,7 +186,8 @@ class RowCodec:
 
     def decode(self, row: bytes, whole_key: bytes) -> FoundRow | None:
         """The row of stored bytes; None when they are of another key with the same digest."""
-        shape = self._shape if row[_SHAPE_OFFSET : _SHAPE_OFFSET + 2] == self._count_bytes else self._shape_of(row)
+        whole = row[_SHAPE_OFFSET : _SHAPE_OFFSET + 2] == self._count_bytes
+        shape = self._shape if whole else self._shape_of(row)
         _, flags, time, commit, _, texts_at, bitmap, *values = shape.unpack_from(row)
         if flags & _DIGESTED and not row.endswith(whole_key):
             return None
@@ -200,7 +202,9 @@ class RowCodec:
         present = int.from_bytes(bitmap, "little")
         if present & shape.all_valid != shape.all_valid:
             values = [v if present >> i & 1 else None for i, v in enumerate(values)]
-        return FoundRow(time, commit, bool(flags & _DELETED), (*values, *self._defaults[len(values) :]))
+        if not whole:
+            values += self._defaults[len(values) :]
+        return FoundRow(time, commit, bool(flags & _DELETED), tuple(values))
 
     def _shape_of(self, row: bytes) -> _Shape:
         count, _ = _SHAPE.unpack_from(row, _SHAPE_OFFSET)
@@ -228,17 +232,24 @@ class RowCodecs:
     """The codecs of groups, each made once; beyond CODECS_MAX they start anew."""
 
     def __init__(self) -> None:
+        # By the group's id: the group as it was asked for last, and its codec.
+        self._last: dict[int, tuple[FeatureGroup, RowCodec]] = {}
         # The features of a group version only grow, so their number names its state.
         self._codecs: dict[tuple[int, int], RowCodec] = {}
 
     def of(self, stored: StoredGroup) -> RowCodec:
         """The codec of a group."""
+        last = self._last.get(stored.id)
+        if last is not None and last[0] is stored.group:
+            return last[1]
+        if len(self._codecs) >= CODECS_MAX:
+            self._codecs.clear()
+            self._last.clear()
         state = stored.id, len(stored.group.features)
         codec = self._codecs.get(state)
         if codec is None:
-            if len(self._codecs) >= CODECS_MAX:
-                self._codecs.clear()
             codec = self._codecs[state] = RowCodec(stored)
+        self._last[stored.id] = stored.group, codec
         return codec
 
 
@@ -292,7 +303,7 @@ def _default(group: FeatureGroup, feature: Field) -> Any:
 def _fixed_key_dtype(types: Sequence[DataType]) -> np.dtype[Any]:
     parts: list[Any] = [("group", "V4")]
     for i, type in enumerate(types):
-        parts += [(f"t{i}", "S1"), (f"v{i}", "<i8" if type is DataType.INT64 else "?")]
+        parts += [(f"t{i}", "S1"), (f"v{i}", ">i8" if type is DataType.INT64 else "?")]
     return np.dtype(parts)
 
 
