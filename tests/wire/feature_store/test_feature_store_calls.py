@@ -318,6 +318,7 @@ def test_wrong_registrations_are_refused(calls: Calls) -> None:
     def register_group(**changes: Any) -> Any:
         group = registry_pb2.FeatureGroup()
         group.CopyFrom(calls.registered_group.group)
+        group.ClearField("etag")
         for name, value in changes.items():
             setattr(group, name, value)
         return calls.registry.RegisterFeatureGroup(registry_pb2.RegisterFeatureGroupRequest(group=group))
