@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from foresight.cli.arguments import Json, State, open_client
-from foresight.cli.files import check_suffix, write_batches
+from foresight.cli.output_files import check_suffix, write_batches
 from foresight.cli.terminal import instant, show, size, table, working
 from foresight.client import TrainingDataset
 

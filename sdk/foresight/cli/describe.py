@@ -11,7 +11,7 @@ import typer
 from rich.markup import escape
 
 from foresight.cli.arguments import Json, State, open_client, parse_instant
-from foresight.cli.files import json_rows
+from foresight.cli.output_files import json_rows
 from foresight.cli.terminal import note, show, table, working
 from foresight.client import DatasetRows, GroupRows, LogRows
 from foresight.client.statistics import AGAINST, ROWS_OF, StatisticsRows, python_value

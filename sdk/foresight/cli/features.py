@@ -11,15 +11,8 @@ import pyarrow as pa
 import typer
 
 from foresight.cli.arguments import Json, State, load_module, open_client
-from foresight.cli.files import (
-    check_columns,
-    check_rows,
-    check_suffix,
-    json_rows,
-    read_file,
-    read_pieces,
-    write_file,
-)
+from foresight.cli.files import check_columns, check_rows, read_file, read_pieces
+from foresight.cli.output_files import check_suffix, json_rows, write_file
 from foresight.cli.terminal import instant, note, show, table, working
 from foresight.client import FeatureGroup, FeatureView, Field, InvalidValue
 from foresight.client.frames import DELETED, EVENT_TIME, KNOWN_AT

@@ -9,7 +9,6 @@ import contextlib
 import csv as text_tables
 import itertools
 import json
-import math
 import re
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
@@ -20,11 +19,9 @@ import pyarrow as pa
 import typer
 
 from foresight.client import DataType, Field, InvalidValue
-from foresight.client.frames import Progress, to_table
+from foresight.client.frames import to_table
 from foresight.tables import arrow_type
 
-# Takes the next rows of a file.
-_Write = Callable[[pa.RecordBatch], None]
 SUFFIXES = (".csv", ".parquet", ".jsonl")
 # What is read at once of a file that is read in pieces.
 _PIECE_ROWS = 65_536
@@ -100,41 +97,13 @@ def check_columns(table: pa.Table, path: Path, *names: str, hint: str = "") -> N
             raise InvalidValue(name, f"is not a column of {path.name}, which has {found}" + (hint and f"; {hint}"))
 
 
-def check_suffix(path: Path) -> None:
-    """Raises BadParameter for a file that cannot be written, by its suffix."""
-    if path.suffix.lower() not in _WRITERS:
-        raise typer.BadParameter(f"{path.name} is not one of {', '.join(SUFFIXES)}")
+def _read_csv(path: Path, known: dict[str, Field]) -> pa.Table:
+    from pyarrow import csv
 
-
-def write_file(table: pa.Table, path: Path) -> None:
-    """Writes a table; the suffix says how. Raises BadParameter for another suffix or when it cannot be written."""
-    write_batches(table.schema, table.to_batches(), path)
-
-
-def write_batches(
-    schema: pa.Schema, batches: Iterable[pa.RecordBatch], path: Path, progress: Progress | None = None
-) -> int:
-    """Writes rows as they come, and answers how many they were; see `write_file`. The file is there once it is whole.
-
-    `progress` hears ("downloading", rows so far).
-    """
-    check_suffix(path)
-    part = path.with_name(f".{path.name}.part")
-    rows = 0
     try:
-        with _WRITERS[path.suffix.lower()](schema, part) as write:
-            for batch in batches:
-                write(batch)
-                rows += batch.num_rows
-                if progress is not None:
-                    progress("downloading", rows)
-        part.replace(path)
-    except OSError as error:
-        raise typer.BadParameter(f"cannot write {path}: {error.strerror or error}") from None
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink()
-    return rows
+        return csv.read_csv(path, convert_options=_csv_options(known))
+    except pa.ArrowInvalid as error:
+        raise _wrong_csv(path, _first_line(error)) from None
 
 
 def _csv_options(known: dict[str, Field]) -> Any:
@@ -154,15 +123,6 @@ def _csv_options(known: dict[str, Field]) -> Any:
         strings_can_be_null=True,
         quoted_strings_can_be_null=False,
     )
-
-
-def _read_csv(path: Path, known: dict[str, Field]) -> pa.Table:
-    from pyarrow import csv
-
-    try:
-        return csv.read_csv(path, convert_options=_csv_options(known))
-    except pa.ArrowInvalid as error:
-        raise _wrong_csv(path, _first_line(error)) from None
 
 
 def _csv_pieces(path: Path, known: dict[str, Field]) -> Iterator[pa.Table]:
@@ -256,60 +216,6 @@ def _instants(texts: pa.ChunkedArray, name: str) -> pa.Array:
     return pa.array(values, pa.timestamp("us", "UTC"))
 
 
-@contextlib.contextmanager
-def _csv_writer(schema: pa.Schema, path: Path) -> Iterator[_Write]:
-    from pyarrow import csv
-
-    fields = [pa.field(f.name, pa.string()) if pa.types.is_nested(f.type) else f for f in schema]
-    with csv.CSVWriter(path, pa.schema(fields)) as writer:
-
-        def write(batch: pa.RecordBatch) -> None:
-            columns = [_as_text(column) if pa.types.is_nested(column.type) else column for column in batch.columns]
-            writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=pa.schema(fields)))
-
-        yield write
-
-
-@contextlib.contextmanager
-def _parquet_writer(schema: pa.Schema, path: Path) -> Iterator[_Write]:
-    from pyarrow import parquet
-
-    writer = parquet.ParquetWriter(path, schema)
-    try:
-        yield writer.write_batch
-        writer.close()
-    finally:
-        # Its own end, when it is collected, must not write once more after a failure.
-        writer.is_open = False
-
-
-@contextlib.contextmanager
-def _jsonl_writer(schema: pa.Schema, path: Path) -> Iterator[_Write]:
-    with path.open("w", encoding="utf-8") as lines:
-
-        def write(batch: pa.RecordBatch) -> None:
-            for row in json_rows(pa.Table.from_batches([batch])):
-                lines.write(json.dumps(row, ensure_ascii=False) + "\n")
-
-        yield write
-
-
-def json_rows(table: pa.Table) -> list[dict[str, Any]]:
-    """The rows of a table as JSON has them."""
-    return [{name: _json_value(value) for name, value in row.items()} for row in table.to_pylist()]
-
-
-def _json_value(value: Any) -> Any:
-    if isinstance(value, datetime):
-        return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _as_text(column: pa.Array) -> pa.Array:
-    return pa.array([None if value is None else json.dumps(value) for value in column.to_pylist()], pa.string())
-
-
-# The whole of a file, and its pieces.
 _READERS: dict[
     str,
     tuple[
@@ -320,9 +226,4 @@ _READERS: dict[
     ".csv": (_read_csv, _csv_pieces),
     ".parquet": (_read_parquet, _parquet_pieces),
     ".jsonl": (_read_jsonl, _jsonl_pieces),
-}
-_WRITERS: dict[str, Callable[[pa.Schema, Path], contextlib.AbstractContextManager[_Write]]] = {
-    ".csv": _csv_writer,
-    ".parquet": _parquet_writer,
-    ".jsonl": _jsonl_writer,
 }

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from foresight.cli.arguments import Json, State, open_client, parse_instant
-from foresight.cli.files import json_rows, write_file
+from foresight.cli.output_files import json_rows, write_file
 from foresight.cli.terminal import note, show, table, working
 
 PANEL = "Log"

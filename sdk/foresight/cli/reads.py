@@ -12,7 +12,8 @@ import pyarrow as pa
 import typer
 
 from foresight.cli.arguments import Json, State, open_client, parse_instant, parse_value
-from foresight.cli.files import check_suffix, json_rows, read_file, write_batches
+from foresight.cli.files import read_file
+from foresight.cli.output_files import check_suffix, json_rows, write_batches
 from foresight.cli.terminal import note, show, table, working
 from foresight.client import FeatureGroup, Field, InvalidValue, RowsOf, rows_of
 from foresight.client.features import spine_fields

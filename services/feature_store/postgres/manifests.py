@@ -133,14 +133,21 @@ class ManifestTable:
             return await _change(connection, dataset_id, changes, forgotten=True, at=at, manifest=manifest)
 
     async def remove(self, dataset_id: str) -> Manifest:
-        """Removes a manifest, and answers what it was. Raises NotFound, FailedPrecondition that names its users."""
+        """Removes a manifest and the statistics of its rows, and answers what it was.
+
+        Raises NotFound, FailedPrecondition that names its users.
+        """
         async with self._database.transaction() as connection:
             # Locked, so that nobody starts to use it in between.
             manifest = await _get(connection, dataset_id, "FOR UPDATE")
             await refuse_when_used(connection, _thing(dataset_id))
             await forget_uses(connection, _thing(dataset_id))
             await forget_statistics(connection, [], [dataset_id])
-            await connection.execute(text("DELETE FROM training_datasets WHERE id = :id"), {"id": dataset_id})
+            for statement in (
+                "DELETE FROM statistics WHERE dataset_id = :id",
+                "DELETE FROM training_datasets WHERE id = :id",
+            ):
+                await connection.execute(text(statement), {"id": dataset_id})
         return manifest
 
     async def is_needed(self, sha256: str) -> bool:

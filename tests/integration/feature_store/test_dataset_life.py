@@ -319,7 +319,15 @@ async def test_what_a_model_was_trained_on_is_not_deleted(store: Store) -> None:
     assert await lineage.users_of(view) == [itself]
     assert await lineage.users_of(group) == [itself]
     await lineage.declare(MODEL, [])
+    kept = f"SELECT count(*) FROM statistics WHERE dataset_id = '{made.id}'"
+    async with store.database.transaction() as connection:
+        await connection.exec_driver_sql(
+            "INSERT INTO statistics (kind, group_id, dataset_id, commit, selection, content, computed_at) "
+            f"VALUES ('dataset', 0, '{made.id}', 0, '', '', now())"
+        )
     await store.datasets.delete(made.id)
+    async with store.database.statements() as connection:
+        assert (await connection.exec_driver_sql(kept)).scalar_one() == 0
     assert await lineage.users_of(view) == await lineage.users_of(group) == []
     with pytest.raises(NotFound):
         await lineage.declare(MODEL, [itself])

@@ -8,7 +8,8 @@ import pyarrow as pa
 import pytest
 import typer
 
-from foresight.cli.files import check_columns, json_rows, read_file, write_file
+from foresight.cli.files import check_columns, read_file
+from foresight.cli.output_files import json_rows, write_file
 from foresight.client import DataType, Field, InvalidValue
 from foresight.client.frames import EVENT_TIME
 

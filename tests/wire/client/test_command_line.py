@@ -379,7 +379,7 @@ def test_every_command_explains_itself() -> None:
         listed = CliRunner().invoke(app, [*words, "--help"]).stdout
         for command in part.registered_commands:
             assert command.callback is not None
-            name = command.name or command.callback.__name__
+            name = command.name or command.callback.__name__.replace("_", "-")
             assert name in listed
             result = CliRunner().invoke(app, [*words, name, "--help"])
             assert result.exit_code == 0
