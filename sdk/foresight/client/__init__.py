@@ -12,6 +12,7 @@ from foresight.client.batch import BatchRun
 from foresight.client.client import Client
 from foresight.client.connection import Connection, Retry, Target
 from foresight.client.datasets import HashSplit, Logged, TrainingDataset
+from foresight.client.erasure import Erasure
 from foresight.client.errors import (
     Aborted,
     AlreadyExists,
@@ -88,6 +89,7 @@ __all__ = [
     "DeadlineExceeded",
     "Decision",
     "Deployment",
+    "Erasure",
     "Estimator",
     "Expectation",
     "FailedPrecondition",

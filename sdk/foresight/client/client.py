@@ -8,6 +8,7 @@ from types import TracebackType
 from foresight.client.batch import BatchCalls
 from foresight.client.connection import Connection, Retry, Target
 from foresight.client.datasets import DatasetCalls
+from foresight.client.erasure import ErasureCalls
 from foresight.client.features import FeatureCalls
 from foresight.client.flywheel import FlywheelCalls
 from foresight.client.ledger import LedgerCalls
@@ -39,6 +40,7 @@ class Client(
     LedgerCalls,
     PipelineCalls,
     OnlineCalls,
+    ErasureCalls,
 ):
     """Talks to Foresight through its gateway, over mutual TLS.
 

@@ -97,15 +97,15 @@ class LineageCalls(Calls):
         asked = LineageThing.parse(thing) if isinstance(thing, str) else thing
         request = lineage_pb2.GetLineageRequest(thing=_encode(asked), depth=depth)
         response = self._connection.call(self._lineage.GetLineage, request)
-        things = tuple(_decode(message) for message in response.things)
+        things = tuple(decode_thing(message) for message in response.things)
         return Lineage(
             start=things[0],
             things=things,
             uses=tuple(
-                Use(_decode(u.user), _decode(u.used), decode_instant(u.since, "since"), u.known_at_asserted)
+                Use(decode_thing(u.user), decode_thing(u.used), decode_instant(u.since, "since"), u.known_at_asserted)
                 for u in response.uses
             ),
-            labels={_decode(message): message.label for message in response.things if message.label},
+            labels={decode_thing(message): message.label for message in response.things if message.label},
             truncated=response.truncated,
         )
 
@@ -115,6 +115,7 @@ def _encode(thing: LineageThing) -> lineage_pb2.Thing:
     return lineage_pb2.Thing(kind=kind, name=thing.name, version=thing.version)
 
 
-def _decode(message: lineage_pb2.Thing) -> LineageThing:
+def decode_thing(message: lineage_pb2.Thing) -> LineageThing:
+    """The thing of a message."""
     kind = lineage_pb2.ThingKind.Name(message.kind).removeprefix("THING_KIND_")
     return LineageThing(ThingKind[kind], message.name, message.version)

@@ -68,6 +68,23 @@ async def test_a_vanished_row_is_data(rig: Rig, replica: Replica) -> None:
     }
 
 
+async def test_a_row_that_was_erased_is_forgotten(rig: Rig, replica: Replica) -> None:
+    """Only in the commits that the erasure went through; also under the policy FAIL."""
+    prediction = await predicted(rig, replica)
+    recorded = rig.features.rows["carriers"].pop(("AA", "JFK")).commit
+    rig.features.erased_commits["carriers"] = recorded - 1
+    assert set((await causes(replica, prediction)).values()) == {Cause.MISMATCH_CAUSE_DATA}
+    rig.features.erased_commits["carriers"] = recorded
+    found = await causes(replica, prediction)
+    assert found["carriers"] == found["delay"] == Cause.MISMATCH_CAUSE_FORGOTTEN
+    rig.features.erased_commits["weather"] = rig.features.rows["weather"].pop(("AA", "JFK")).commit
+    assert await causes(replica, prediction) == {
+        "weather": Cause.MISMATCH_CAUSE_FORGOTTEN,
+        "carriers": Cause.MISMATCH_CAUSE_FORGOTTEN,
+        "wind": Cause.MISMATCH_CAUSE_FORGOTTEN,
+    }
+
+
 async def test_another_status_of_the_same_row_is_expiry(rig: Rig, replica: Replica) -> None:
     """The max age was another one."""
     prediction = await predicted(rig, replica)

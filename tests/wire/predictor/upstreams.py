@@ -39,6 +39,8 @@ class FeatureStore(online_pb2_grpc.OnlineFeatureServiceServicer, registry_pb2_gr
         self.views: dict[tuple[str, int], FeatureView] = {}
         self.rows: dict[str, dict[tuple[Any, ...], Row]] = {}
         self.max_age_micros: dict[str, int] = {}
+        # By group, for replays: up to which commit the rows of everybody were erased.
+        self.erased_commits: dict[str, int] = {}
         self.types: dict[str, Any] = {}
         self.applied_commit = 7
         self.away = False
@@ -82,6 +84,7 @@ class FeatureStore(online_pb2_grpc.OnlineFeatureServiceServicer, registry_pb2_gr
                 group=types_pb2.VersionRef(name=source.group, version=source.group_version),
                 event_time_micros=[r.event_time_micros if r else 0 for r in found],
                 commits=[r.commit if r else 0 for r in found],
+                erased_commits=[self.erased_commits[source.group]] * n if source.group in self.erased_commits else [],
             )
             for feature in source.features:
                 name = source.name_of(feature)
