@@ -60,13 +60,20 @@ class NatsSource:
         with _explained():
             connection = await nats.connect(
                 self.servers if isinstance(self.servers, str) else list(self.servers),
-                connect_timeout=CONNECT_TIMEOUT_S,
-                # A connection that broke may have lost messages: the run ends, and the next one begins at the position.
-                allow_reconnect=False,
-                error_cb=note_loss,
-                disconnected_cb=note_loss,
-                **self.options,
+                **{
+                    **self.options,
+                    "connect_timeout": CONNECT_TIMEOUT_S,
+                    # A connection that broke may have lost messages: the run ends, and the next one begins at the
+                    # position.
+                    "allow_reconnect": False,
+                    "max_reconnect_attempts": 1,
+                    "reconnect_time_wait": 0.1,
+                    "error_cb": note_loss,
+                    "disconnected_cb": note_loss,
+                },
             )
+        # Of several servers the first may have been away.
+        lost.clear()
         try:
             with _explained():
                 subscription = await self._subscribe(connection, after)
@@ -136,9 +143,8 @@ class NatsSubscription:
                 await asyncio.wait([fetching, losing], return_when=asyncio.FIRST_COMPLETED)
                 if not fetching.done():
                     raise SourceError("the connection to NATS was lost")
-                with contextlib.suppress(TimeoutError), _explained():
-                    messages = await fetching
-                    return [self._taken(message) for message in messages]
+                with _explained(), contextlib.suppress(TimeoutError):
+                    return [self._taken(message) for message in await fetching]
             finally:
                 for task in (fetching, losing):
                     task.cancel()
@@ -168,12 +174,10 @@ class NatsSubscription:
 
 @contextlib.contextmanager
 def _explained() -> Iterator[None]:
-    """Faults of NATS and of the way to it as SourceError; a timeout stays one."""
+    """Faults of NATS and of the way to it as SourceError."""
     from nats.errors import Error
 
     try:
         yield
-    except TimeoutError:
-        raise
     except (Error, OSError) as error:
         raise SourceError(f"NATS: {str(error) or type(error).__name__}") from error
