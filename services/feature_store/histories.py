@@ -10,6 +10,7 @@ from typing import Protocol
 
 import pyarrow as pa
 
+from foresight.values import Column
 from services.feature_store.groups import StoredGroup
 
 
@@ -49,14 +50,22 @@ class Histories(Protocol):
         *,
         rows_max: int,
         bytes_max: int,
+        keys: tuple[Column, ...] = (),
     ) -> pa.Table | None:
-        """The rows in memory; None when they are more."""
+        """The rows in memory; None when they are more. `keys`: only of these, in the order of the group's; () for all.
+
+        Keys may be left unheeded.
+        """
         ...
 
     def history_stream(
         self, stored: StoredGroup, features: Sequence[str], watermark: int, times: EventTimes
     ) -> contextlib.AbstractAsyncContextManager[BatchStream]:
         """The rows batch by batch."""
+        ...
+
+    async def size_bytes(self, stored: StoredGroup) -> int:
+        """About how much there is to read for all rows of a group, as it was lately."""
         ...
 
     async def count(self, stored: StoredGroup, watermark: int) -> int:

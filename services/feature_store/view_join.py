@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,7 @@ import structlog
 
 from foresight.tables import arrow_type, column_from_arrow, column_to_arrow
 from foresight.transforms import TransformSet, Untrusted
-from foresight.values import FeatureView
+from foresight.values import Column, FeatureView, Field
 from services.feature_store.asof import INLINE_ROWS_MAX, AsOfEngine, AsOfSide
 from services.feature_store.conformance import one_array
 from services.feature_store.histories import EventTimes, Histories
@@ -37,6 +37,12 @@ log = structlog.get_logger()
 JOINS_MAX = 8
 LARGE_JOINS_MAX = 2
 LARGE_SPINE_BYTES = 16 << 20
+# Keys of a spine of at most so many rows are looked up one by one, at most so many of them, where the table is so large
+# that they are fewer than its pages: the database then chooses between them and the times.
+KEYED_SPINE_ROWS_MAX = 65_536
+KEYED_KEYS_MAX = 10_000
+KEYED_BYTES_MIN = 4 << 20
+PAGE_BYTES = 8_192
 
 
 class ViewJoin:
@@ -85,16 +91,16 @@ class ViewJoin:
         bounds = (int(times.min()), int(times.max())) if len(times) else (0, 0)
         for source in plan.sources:
             within = reach(source, *bounds)
-            history = await self._history(source, within, reading)
+            side = tuple(columns[plan.view.entity_keys[i].name] for i in source.key_positions)
+            history = await self._history(source, within, reading, await self._few_keys(source, side))
             if history is None:
                 made = await in_thread(read_all, await self._large.features(plan.view, source, spine, within, reading))
                 columns |= {name: one_array(made[name]) for name in made.column_names}
                 continue
             small = history.num_rows + len(times) <= INLINE_ROWS_MAX
             rows = await in_thread_unless(small, candidates, source, history)
-            keys = tuple(columns[plan.view.entity_keys[i].name] for i in source.key_positions)
             chosen = await self._engine.choose(
-                AsOfSide(keys, times), rows, strict=source.strict, known_by=reading.known_by
+                AsOfSide(side, times), rows, strict=source.strict, known_by=reading.known_by
             )
             columns |= await in_thread_unless(small, values, source, times, history, rows, chosen)
         if plan.view.transforms:
@@ -121,7 +127,9 @@ class ViewJoin:
             blocks.append(await in_thread(file.finish))
         return _JoinedRows(spine, tuple(blocks), schema)
 
-    async def _history(self, source: SourcePlan, within: EventTimes, reading: Reading) -> pa.Table | None:
+    async def _history(
+        self, source: SourcePlan, within: EventTimes, reading: Reading, keys: tuple[Column, ...] = ()
+    ) -> pa.Table | None:
         return await self._histories.history_within(
             source.group,
             source.names_in_group,
@@ -129,7 +137,18 @@ class ViewJoin:
             within,
             rows_max=self._bounds.table_rows,
             bytes_max=self._bounds.table_bytes,
+            keys=keys,
         )
+
+    async def _few_keys(self, source: SourcePlan, side: tuple[pa.Array, ...]) -> tuple[Column, ...]:
+        """The distinct keys of a spine where looking them up costs less than reading all rows; () where it does not."""
+        if not 0 < len(side[0]) <= KEYED_SPINE_ROWS_MAX:
+            return ()
+        size = await self._histories.size_bytes(source.group)
+        if size < KEYED_BYTES_MIN:
+            return ()
+        keys = source.group.group.entity_keys
+        return await in_thread(_distinct, side, keys, min(KEYED_KEYS_MAX, size // PAGE_BYTES))
 
     def _transform(self, view: FeatureView, columns: Mapping[str, pa.Array]) -> dict[str, pa.Array]:
         """The outputs of the view's transforms."""
@@ -174,6 +193,16 @@ def _joined_schema(view: FeatureView, spine: pa.Schema) -> pa.Schema:
     own = [field for field in spine if field.name not in apart]
     features = [pa.field(f.name, arrow_type(f)) for f in view.features]
     return pa.schema([*own, *features, *([spine.field(label)] if label in spine.names else [])])
+
+
+def _distinct(side: tuple[pa.Array, ...], keys: Sequence[Field], most: int) -> tuple[Column, ...]:
+    """The distinct keys without NULLs, as columns; () when there are none, or more than `most`."""
+    names = [key.name for key in keys]
+    table = pa.table(list(side), names=names).drop_null()
+    distinct = table.group_by(names, use_threads=False).aggregate([])
+    if not 0 < distinct.num_rows <= most:
+        return ()
+    return tuple(column_from_arrow(distinct[key.name], key) for key in keys)
 
 
 def _time_bounds(spine: Spine) -> tuple[int, int]:

@@ -7,20 +7,20 @@ the statement: numbers and instants by type, texts of a caller escaped (see `row
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
 import pyarrow as pa
 
 from foresight.tables import arrow_type
-from foresight.values import FeatureGroup, Field
+from foresight.values import Column, FeatureGroup, Field
 from services.feature_store.groups import StoredGroup
 from services.feature_store.histories import BatchStream, EventTimes
 from services.feature_store.postgres.row_filters import conditions_sql, keys_join_sql
 from services.feature_store.postgres.row_tables import physical_names, table_of
-from services.feature_store.queries import GroupQuery, SpineQuery
+from services.feature_store.queries import Condition, GroupQuery, SpineQuery
 from services.feature_store.row_tables import EVENT_TIME
 from services.runtime.database import Database
 from services.runtime.threads import in_thread
@@ -29,6 +29,9 @@ UTC_MICROS = pa.timestamp("us", "UTC")
 KNOWN_AT = "coalesce(r.known_at, c.committed_at)"
 _FIXED = {"event_time": "r.event_time", "known_at": KNOWN_AT, "commit": "c.commit", "deleted": "r.deleted"}
 
+# How long the size of a table is taken for what it is, and of how many tables.
+SIZE_KNOWN_S = 10.0
+SIZES_MAX = 1_024
 _COUNT = "SELECT coalesce(sum(rows), 0) FROM commits WHERE group_id = $1 AND commit <= $2"
 
 
@@ -37,6 +40,7 @@ class RowReader:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._sizes: dict[int, tuple[float, int]] = {}
 
     async def history_within(
         self,
@@ -47,11 +51,12 @@ class RowReader:
         *,
         rows_max: int,
         bytes_max: int,
+        keys: tuple[Column, ...] = (),
     ) -> pa.Table | None:
         """All visible rows: keys, `event_time`, `known_at`, `commit`, `deleted`, then `features`; None for more rows
-        or bytes."""
+        or bytes. `keys`: only of these."""
         schema = history_schema(stored.group, features)
-        statement = _select(stored, schema.names, watermark, times)
+        statement = _select(stored, schema.names, watermark, times, keys=keys)
         try:
             return await self._database.in_arrow(_fetch_within, statement, schema, rows_max, bytes_max)
         except _TooMany:
@@ -65,6 +70,21 @@ class RowReader:
         schema = history_schema(stored.group, features)
         async with streamed(self._database, _select(stored, schema.names, watermark, times), schema) as batches:
             yield batches
+
+    async def size_bytes(self, stored: StoredGroup) -> int:
+        """Size of a group's table as it was at most SIZE_KNOWN_S ago."""
+        now = time.monotonic()
+        known = self._sizes.get(stored.id)
+        if known is None or now - known[0] > SIZE_KNOWN_S:
+            async with self._database.statements() as connection:
+                found = await connection.exec_driver_sql(
+                    "SELECT pg_relation_size($1::text::regclass)", (table_of(stored.id),)
+                )
+                known = now, int(found.scalar_one())
+            if len(self._sizes) >= SIZES_MAX:
+                self._sizes.clear()
+            self._sizes[stored.id] = known
+        return known[1]
 
     async def count(self, stored: StoredGroup, watermark: int) -> int:
         """The rows of a group, all versions of them."""
@@ -90,7 +110,8 @@ class RowReader:
         if query.latest_only:
             statement = _select_distinct(stored, query, [(name, name) for name in schema.names], watermark)
         else:
-            rows = _select(stored, schema.names, watermark, query.times, query)
+            keys = query.key_columns(group)
+            rows = _select(stored, schema.names, watermark, query.times, keys=keys, where=query.where)
             statement = f"{rows} ORDER BY c.commit, r.event_time, {', '.join(_key_columns(group))}"
         async with streamed(self._database, statement, schema) as batches:
             yield batches
@@ -179,7 +200,7 @@ def _select_distinct(
     times = query.times
     if at is not None and (times.end is None or at < times.end):
         times = EventTimes(times.first, at, inclusive=True)
-    rows = _select(stored, names, watermark, times, replace(query, where=before))
+    rows = _select(stored, names, watermark, times, keys=query.key_columns(group), where=before)
     by = [*_key_columns(group), *([] if query.latest_only else ["r.event_time"])]
     order = [*by, *(["r.event_time DESC"] if query.latest_only else []), "c.commit DESC"]
     distinct = rows.replace("SELECT ", f"SELECT DISTINCT ON ({', '.join(by)}) ", 1)
@@ -199,10 +220,12 @@ def select_versions(
     columns: Mapping[str, str],
     watermark: int | None,
     times: EventTimes,
-    query: GroupQuery | None = None,
+    *,
+    keys: Sequence[Column] = (),
+    where: Sequence[Condition] = (),
 ) -> str:
-    """All versions of rows within `times`, with `columns` (name: column of the group); of a query its keys and
-    conditions count too."""
+    """All versions of rows within `times` with `columns` (name: column of the group), of these keys (in the order of
+    the group's; none: of all) that fulfil the conditions."""
     physical = {name: f"r.{column}" for name, column in physical_names(stored.group).items()} | _FIXED
     listed = ", ".join(f'{physical[column]} AS "{name}"' for name, column in columns.items())
     conditions = [f"c.group_id = {stored.id:d}"]
@@ -212,10 +235,8 @@ def select_versions(
         conditions.append(f"r.event_time >= {instant_sql(times.first)}")
     if times.end is not None:
         conditions.append(f"r.event_time {'<=' if times.inclusive else '<'} {instant_sql(times.end)}")
-    asked = ""
-    if query is not None:
-        asked = keys_join_sql(stored.group, query.key_columns(stored.group))
-        conditions += conditions_sql(query.where, physical)
+    conditions += conditions_sql(where, physical)
+    asked = keys_join_sql(stored.group, keys)
     # Names of columns are letters, digits and underscores; everything else is a number, an instant or escaped.
     return (
         f"SELECT {listed} FROM {table_of(stored.id)} r JOIN commits c ON c.write = r.write{asked} "  # noqa: S608
@@ -228,9 +249,11 @@ def _select(
     names: Sequence[str],
     watermark: int | None,
     times: EventTimes,
-    query: GroupQuery | None = None,
+    *,
+    keys: Sequence[Column] = (),
+    where: Sequence[Condition] = (),
 ) -> str:
-    return select_versions(stored, {name: name for name in names}, watermark, times, query)
+    return select_versions(stored, {name: name for name in names}, watermark, times, keys=keys, where=where)
 
 
 def _key_columns(group: FeatureGroup) -> list[str]:
