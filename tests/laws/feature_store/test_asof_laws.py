@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import tempfile
-from collections.abc import AsyncIterator, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ SECOND_KEYS = ["23", "3", ",3"]
 class Row:
     """A row of the group; times are small integers of microseconds."""
 
-    keys: tuple[str, str]
+    keys: tuple[str, ...]
     event_time: int
     commit: int
     known_at: int
@@ -53,7 +53,7 @@ class Row:
 class Asked:
     """A row of the spine."""
 
-    keys: tuple[str | None, str | None]
+    keys: tuple[str | None, ...]
     at: int
 
 
@@ -89,7 +89,7 @@ def oracle(rows: Sequence[Row], asked: Asked, rule: Rule) -> float | None:
 class RowsInMemory:
     """Histories out of a list, filtered as the database does."""
 
-    def __init__(self, rows: Sequence[Row]) -> None:
+    def __init__(self, rows: Mapping[str, Sequence[Row]]) -> None:
         self._rows = rows
 
     async def history_within(
@@ -104,11 +104,11 @@ class RowsInMemory:
         keys: tuple[Column, ...] = (),
     ) -> pa.Table | None:
         """See `Histories.history_within`."""
-        table = self._table(watermark, times)
+        table = self._table(stored, watermark, times)
         if keys:
             asked = set(zip(*(column.to_list() for column in keys), strict=True))
-            pairs = zip(table["first"].to_pylist(), table["second"].to_pylist(), strict=True)
-            table = table.filter(pa.array([pair in asked for pair in pairs], pa.bool_()))
+            found = zip(*(table[key.name].to_pylist() for key in stored.group.entity_keys), strict=True)
+            table = table.filter(pa.array([key in asked for key in found], pa.bool_()))
         return None if table.num_rows > rows_max or table.nbytes > bytes_max else table
 
     @contextlib.asynccontextmanager
@@ -116,7 +116,7 @@ class RowsInMemory:
         self, stored: StoredGroup, features: Sequence[str], watermark: int, times: EventTimes
     ) -> AsyncIterator[BatchStream]:
         """See `Histories.history_stream`."""
-        table = self._table(watermark, times)
+        table = self._table(stored, watermark, times)
         batches = iter(table.to_batches(3))
         yield BatchStream(table.schema, lambda: next(batches, None))
 
@@ -126,13 +126,15 @@ class RowsInMemory:
 
     async def count(self, stored: StoredGroup, watermark: int) -> int:
         """See `Histories.count`."""
-        return sum(row.commit <= watermark for row in self._rows)
+        return sum(row.commit <= watermark for row in self._rows[stored.group.name])
 
-    def _table(self, watermark: int, times: EventTimes) -> pa.Table:
-        rows = [row for row in self._rows if row.commit <= watermark]
+    def _table(self, stored: StoredGroup, watermark: int, times: EventTimes) -> pa.Table:
+        rows = [row for row in self._rows[stored.group.name] if row.commit <= watermark]
         columns: dict[str, Any] = {
-            "first": pa.array([row.keys[0] for row in rows], pa.string()),
-            "second": pa.array([row.keys[1] for row in rows], pa.string()),
+            key.name: pa.array([row.keys[i] for row in rows], pa.string())
+            for i, key in enumerate(stored.group.entity_keys)
+        }
+        columns |= {
             "event_time": pa.array([row.event_time for row in rows], UTC_MICROS),
             "known_at": pa.array([row.known_at for row in rows], UTC_MICROS),
             "commit": pa.array([row.commit for row in rows], pa.int64()),
@@ -148,19 +150,24 @@ class RowsInMemory:
         return table
 
 
-def plan(rule: Rule) -> ViewPlan:
-    """A view of one group with two keys."""
-    group = FeatureGroup(
-        name="readings",
-        entity_keys=(Field("first", DataType.STRING), Field("second", DataType.STRING)),
-        features=(Field("value", DataType.FLOAT64),),
-        strict_event_time=rule.strict,
-        version=1,
-    )
-    age = None if rule.max_age is None else timedelta(microseconds=rule.max_age)
-    source = ViewSource("readings", (ViewFeature("value"),), max_age=age, keys={"first": "one", "second": "two"})
-    view = derive_view(FeatureView("judged", Field("label", DataType.BOOL), (source,)), [group])
-    return plan_view(view, [StoredGroup(1, group)])
+def plan(*rules: Rule) -> ViewPlan:
+    """A view of a group with two keys; of three groups, when there are three rules: the other two have one key each."""
+    named = (("readings", {"first": "one", "second": "two"}), ("firsts", {"first": "one"}), ("seconds", {"key": "two"}))
+    groups, sources = [], []
+    for (name, keys), rule in zip(named, rules, strict=False):
+        group = FeatureGroup(
+            name=name,
+            entity_keys=tuple(Field(key, DataType.STRING) for key in keys),
+            features=(Field("value", DataType.FLOAT64),),
+            strict_event_time=rule.strict,
+            version=1,
+        )
+        age = None if rule.max_age is None else timedelta(microseconds=rule.max_age)
+        prefix = "" if name == "readings" else f"{name}_"
+        groups.append(group)
+        sources.append(ViewSource(name, (ViewFeature("value"),), max_age=age, keys=keys, prefix=prefix))
+    view = derive_view(FeatureView("judged", Field("label", DataType.BOOL), tuple(sources)), groups)
+    return plan_view(view, [StoredGroup(i, group) for i, group in enumerate(groups, 1)])
 
 
 class Way:
@@ -170,6 +177,11 @@ class Way:
         self.folder = folder
         self.engine = engine
         self.bounds = bounds
+
+    def with_parts(self, rows: int) -> Way:
+        """The same way with larger parts, where it has some."""
+        bounds = None if self.bounds is None else replace(self.bounds, part_rows=rows, part_bytes=rows * 40)
+        return Way(self.folder, self.engine, bounds)
 
     def table(self, histories: Histories, view: ViewPlan, spine: pa.Table, rule: Rule) -> pa.Table:
         """A spine joined with a view; nothing may be left on the disk."""
@@ -191,9 +203,9 @@ class Way:
         return asyncio.run(rows_of_join())
 
 
-def joined(way: Way, rows: Sequence[Row], spine: Sequence[Asked], rule: Rule) -> list[float | None]:
-    """The feature of each spine row; the spine's other columns have to come back as they were."""
-    table = pa.table(
+def spine_table(spine: Sequence[Asked]) -> pa.Table:
+    """A spine, with a column that is nobody's business."""
+    return pa.table(
         {
             "position": pa.array(range(len(spine)), pa.int64()),
             "one": pa.array([asked.keys[0] for asked in spine], pa.string()),
@@ -201,7 +213,12 @@ def joined(way: Way, rows: Sequence[Row], spine: Sequence[Asked], rule: Rule) ->
             "event_time": pa.array([asked.at for asked in spine], UTC_MICROS),
         }
     )
-    result = way.table(RowsInMemory(rows), plan(rule), table, rule)
+
+
+def joined(way: Way, rows: Sequence[Row], spine: Sequence[Asked], rule: Rule) -> list[float | None]:
+    """The feature of each spine row; the spine's other columns have to come back as they were."""
+    table = spine_table(spine)
+    result = way.table(RowsInMemory({"readings": rows}), plan(rule), table, rule)
     assert result.select(table.column_names).equals(table)
     assert result.column_names == [*table.column_names, "value"]
     found: list[float | None] = result["value"].to_pylist()
@@ -264,7 +281,7 @@ def way(request: pytest.FixtureRequest) -> Iterator[Way]:
         duckdb.close()
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(rows=rows_of_keys, spine=spines, rule=rules, data=st.data())
 def test_every_spine_row_sees_what_the_oracle_sees(
     way: Way, rows: list[Row], spine: list[Asked], rule: Rule, data: st.DataObject
@@ -274,22 +291,70 @@ def test_every_spine_row_sees_what_the_oracle_sees(
     assert joined(way, shuffled, spine, rule) == [oracle(rows, asked, rule) for asked in spine]
 
 
-def test_many_rows_agree_with_the_oracle(way: Way) -> None:
-    """Enough rows for an engine to work in parallel and in several blocks."""
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    rows=st.tuples(rows_of_keys, rows_of_keys, rows_of_keys),
+    spine=spines,
+    rule=rules,
+    others=st.tuples(rules, rules),
+)
+def test_sources_do_not_disturb_each_other(
+    way: Way, rows: tuple[list[Row], ...], spine: list[Asked], rule: Rule, others: tuple[Rule, Rule]
+) -> None:
+    """Three groups with other keys, ages and strictness; each row sees of each what it would see of it alone."""
+    all_rules = [rule, *(replace(other, known_by=rule.known_by, watermark=rule.watermark) for other in others)]
+    positions = [(0, 1), (0,), (1,)]
+    made: dict[str, list[Row]] = {}
+    for name, given_rows, used in zip(("readings", "firsts", "seconds"), rows, positions, strict=True):
+        narrowed = [replace(row, keys=tuple(row.keys[i] for i in used)) for row in given_rows]
+        # One write says one thing about a key at a time.
+        made[name] = list({(row.keys, row.event_time, row.commit): row for row in narrowed}.values())
+    result = way.table(RowsInMemory(made), plan(*all_rules), spine_table(spine), rule)
+    columns = {"readings": "value", "firsts": "firsts_value", "seconds": "seconds_value"}
+    for (name, column), used, own in zip(columns.items(), positions, all_rules, strict=True):
+        asked = [Asked(tuple(a.keys[i] for i in used), a.at) for a in spine]
+        assert result[column].to_pylist() == [oracle(made[name], one, own) for one in asked]
+
+
+def many_rows(keys: Sequence[tuple[str, str]], times: int, known: int) -> list[Row]:
+    """3,000 rows of these keys; some are tombstones, many are corrected."""
     random = np.random.default_rng(5)
-    names = [(first, second) for first in FIRST_KEYS for second in SECOND_KEYS]
     made = {}
     for _ in range(3_000):
-        event, commit = int(random.integers(0, 400)), int(random.integers(1, 40))
-        pair = names[random.integers(len(names))]
-        made[pair, event, commit] = Row(
-            pair, event, commit, int(random.integers(0, 500)), bool(random.random() < 0.1), float(random.integers(99))
+        pair, event, commit = (
+            keys[int(random.integers(len(keys)))],
+            int(random.integers(times)),
+            int(random.integers(1, 40)),
         )
-    spine = [Asked(names[random.integers(len(names))], int(random.integers(0, 500))) for _ in range(300)]
-    for known_by in (False, True):
-        rule = Rule(strict=known_by, known_by=known_by, max_age=30, watermark=30)
-        expected = [oracle(list(made.values()), asked, rule) for asked in spine]
-        assert joined(way, list(made.values()), spine, rule) == expected
+        known_at = int(random.integers(known))
+        made[pair, event, commit] = Row(
+            pair, event, commit, known_at, bool(random.random() < 0.1), float(random.integers(99))
+        )
+    return list(made.values())
+
+
+ALL_KEYS = [(first, second) for first in FIRST_KEYS for second in SECOND_KEYS]
+
+
+@pytest.mark.parametrize("known_by", [False, True])
+@pytest.mark.parametrize(
+    ("keys", "times", "known"),
+    [(ALL_KEYS, 400, 500), (ALL_KEYS[:1], 400, 500), (ALL_KEYS[:2], 3, 2), (ALL_KEYS[:2], 400, 1)],
+    ids=["spread", "one_key", "few_times", "known_at_once"],
+)
+def test_many_rows_agree_with_the_oracle(
+    way: Way, keys: Sequence[tuple[str, str]], times: int, known: int, known_by: bool
+) -> None:
+    """Enough rows for an engine to work in parallel and in several blocks, whatever they have in common."""
+    random = np.random.default_rng(6)
+    rows = many_rows(keys, times, known)
+    asked = [*keys, ALL_KEYS[-1]]
+    spine = [Asked(asked[int(random.integers(len(asked)))], int(random.integers(0, 500))) for _ in range(300)]
+    # Known only from time 250 on, all of them at once.
+    rows = [replace(row, known_at=250) if known == 1 else row for row in rows]
+    rule = Rule(strict=known_by, known_by=known_by, max_age=300, watermark=30)
+    expected = [oracle(rows, one, rule) for one in spine]
+    assert joined(way.with_parts(150), rows, spine, rule) == expected
 
 
 PAIR = ("1", "23")
