@@ -62,10 +62,10 @@ SELECT last_commit, $1::bigint, write_bound, $2::bigint, last_time, $3::bigint, 
 FROM taken
 RETURNING commit, committed_at"""
 _NOTE_EMPTY = """
-WITH noted AS (
+WITH moment AS MATERIALIZED (SELECT clock_timestamp() AS now), noted AS (
   INSERT INTO empty_writes (write_id, group_id, content, written_at)
-  SELECT $1, $2::bigint, $3, clock_timestamp() WHERE $1 <> '')
-SELECT clock_timestamp()"""
+  SELECT $1, $2::bigint, $3, now FROM moment WHERE $1 <> '')
+SELECT now FROM moment"""
 # The condition is looked at again once the row is locked.
 _MOVE_POSITION = """
 INSERT INTO pipeline_positions AS p (pipeline, position, commit, moved_at)

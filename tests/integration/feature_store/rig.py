@@ -121,6 +121,7 @@ class Store:
     vectors: VectorReader
     ingestion: LogIngestion
     metrics: Metrics
+    own_metrics: FeatureStoreMetrics
     clock: list[datetime] = field(default_factory=lambda: [NOW])
     applying: asyncio.Task[None] | None = None
 
@@ -249,6 +250,7 @@ async def running_store(
             vectors=VectorReader(registry, online, RowHistoryReader(database, commits), erasures),
             ingestion=LogIngestion(registry, commits, log, now, own, applier.pass_over),
             metrics=metrics,
+            own_metrics=own,
             clock=clock,
         )
         store.applying = asyncio.create_task(applier.run()) if applying else None
