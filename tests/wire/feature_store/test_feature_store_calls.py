@@ -295,7 +295,7 @@ def test_wrong_reads_are_refused(calls: Calls) -> None:
         ),
     )
     backwards = {"from_event_time": encode_instant(T0), "to_event_time": encode_instant(T0)}
-    assert refused(*invalid, lambda: calls.read(**backwards)) == ["from_event_time"]
+    assert refused(*invalid, lambda: calls.read(**backwards)) == ["query.from_event_time"]
     get = calls.datasets.GetTrainingDataset
     assert refused(*invalid, lambda: get(training_dataset_pb2.GetTrainingDatasetRequest())) == ["dataset_id"]
     refused(
