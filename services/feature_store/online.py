@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, overload
 
 from foresight.values import Column
 from services.feature_store.groups import StoredGroup
@@ -28,6 +28,66 @@ class FoundRow(NamedTuple):
     commit: int
     deleted: bool
     values: tuple[Any, ...]
+
+
+class FoundRows(Sequence[FoundRow | None]):
+    """The rows found for n entities, in order, None where there is none; kept column by column, as they are used.
+
+    `event_times_us` and `commits` have 0 where there is no row. `gone` has a byte 1 where there is none or a tombstone,
+    and is None when there is a row that counts everywhere. `columns` has one list of n values per feature of the group;
+    when `whole`, none of them has a None.
+    """
+
+    __slots__ = ("columns", "commits", "event_times_us", "gone", "whole")
+
+    def __init__(
+        self,
+        event_times_us: list[int],
+        commits: list[int],
+        columns: Sequence[list[Any]],
+        *,
+        gone: bytes | None = None,
+        whole: bool = False,
+    ) -> None:
+        self.event_times_us = event_times_us
+        self.commits = commits
+        self.columns = columns
+        self.gone = gone
+        self.whole = whole
+
+    @classmethod
+    def of(cls, rows: Sequence[FoundRow | None], features: int) -> FoundRows:
+        """The same of single rows of a group with so many features."""
+        absent = (None,) * features
+        columns = [list(c) for c in zip(*(absent if r is None else r.values for r in rows), strict=True)]
+        gone = bytes(row is None or row.deleted for row in rows)
+        return cls(
+            [0 if row is None else row.event_time_us for row in rows],
+            [0 if row is None else row.commit for row in rows],
+            columns,
+            gone=gone if any(gone) else None,
+        )
+
+    def __len__(self) -> int:
+        return len(self.commits)
+
+    @overload
+    def __getitem__(self, index: int) -> FoundRow | None: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[FoundRow | None]: ...
+    def __getitem__(self, index: int | slice) -> FoundRow | list[FoundRow | None] | None:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not self.commits[index]:
+            return None
+        deleted = self.gone is not None and bool(self.gone[index])
+        values = tuple(column[index] for column in self.columns)
+        return FoundRow(self.event_times_us[index], self.commits[index], deleted, values)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,7 +110,7 @@ class CommittedRows:
 class Lookup:
     """For each query one row per entity, None where there is no row or a part of the key is NULL."""
 
-    found: list[list[FoundRow | None]]
+    found: list[FoundRows]
     applied_commit: int
 
 

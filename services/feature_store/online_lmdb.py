@@ -21,7 +21,7 @@ from foresight.values import Column
 from services.feature_store.generations import Generations
 from services.feature_store.groups import StoredGroup
 from services.feature_store.lmdb_file import Closed, LmdbFile
-from services.feature_store.online import CommittedRows, FoundRow, KeyQuery, Lookup, Progress
+from services.feature_store.online import CommittedRows, FoundRows, KeyQuery, Lookup, Progress
 from services.feature_store.row_codec import RowCodecs, group_prefix, latest_per_key, stored_key, version_of, whole_key
 from services.runtime.errors import Unavailable
 from services.runtime.threads import in_thread
@@ -223,17 +223,18 @@ class _Rows:
         return self.file.read(lambda transaction: self._lookup(transaction, queries))
 
     def _lookup(self, transaction: lmdb.Transaction, queries: Sequence[KeyQuery]) -> Lookup:
-        found: list[list[FoundRow | None]] = []
+        found: list[FoundRows] = []
         applied = _live_state(transaction).applied
         get = transaction.get
+        # Groups of a view often have the same keys.
+        encoded: dict[tuple[Column, ...], list[bytes | None]] = {}
         for query in queries:
             codec = self._codecs.of(query.group)
-            decode = codec.decode
-            rows: list[FoundRow | None] = []
-            for key in codec.keys(query.keys):
-                value = None if key is None else get(stored_key(key))
-                rows.append(None if key is None or value is None else decode(bytes(value), key))
-            found.append(rows)
+            entities = encoded.get(query.keys)
+            if entities is None:
+                entities = encoded[query.keys] = codec.entities(query.keys)
+            rows = [None if key is None else get(key) for key in codec.stored_keys(entities)]
+            found.append(codec.decode_all(rows, entities))
         return Lookup(found, applied)
 
     def apply(self, applied_commit: int, batches: Sequence[CommittedRows]) -> None:

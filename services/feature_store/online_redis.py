@@ -20,11 +20,11 @@ from typing import TypeVar
 from foresight.values import Column
 from services.feature_store.config import RedisSettings
 from services.feature_store.groups import StoredGroup
-from services.feature_store.online import CommittedRows, FoundRow, KeyQuery, Lookup, Progress
+from services.feature_store.online import CommittedRows, FoundRows, KeyQuery, Lookup, Progress
 from services.feature_store.redis_commands import Command, NotWhole, RedisCommands, open_cluster
 from services.feature_store.redis_generations import PAUSE_S, SCRIPTS, RedisGenerations, RedisRows, Replaced
 from services.feature_store.redis_layout import GENERATION, WHOLE, Names, State, Unsettled, bucket_of, row_as_of
-from services.feature_store.row_codec import RowCodec, RowCodecs, stored_key
+from services.feature_store.row_codec import RowCodec, RowCodecs
 from services.runtime.errors import Unavailable
 
 LOOKUP_TIMEOUT_S = 5.0
@@ -87,7 +87,7 @@ class RedisOnlineStore:
     async def lookup(self, queries: Sequence[KeyQuery]) -> Lookup:
         """See `OnlineStore.lookup`."""
         codecs = [self._codecs.of(query.group) for query in queries]
-        asked = [(codec, codec.keys(query.keys)) for codec, query in zip(codecs, queries, strict=True)]
+        asked = [(codec, codec.entities(query.keys)) for codec, query in zip(codecs, queries, strict=True)]
         try:
             async with asyncio.timeout(LOOKUP_TIMEOUT_S):
                 return await self._lookup(asked)
@@ -139,7 +139,7 @@ class RedisOnlineStore:
             values, now = read
             if fresh or now == known.applied:
                 with contextlib.suppress(Unsettled):
-                    found = [_decoded(codec, keys, values, known.applied) for codec, keys in asked]
+                    found = [_decoded(codec, entities, values, known.applied) for codec, entities in asked]
                     return Lookup(found, known.applied)
                 await asyncio.sleep(PAUSE_S)
             # What is announced from here on came after the look-up began.
@@ -151,10 +151,10 @@ class RedisOnlineStore:
     ) -> tuple[dict[bytes, bytes], int] | None:
         """Values by stored key, and the applied commit of now; None if another generation is the live one now."""
         buckets: dict[int, list[bytes]] = defaultdict(list)
-        for _, keys in asked:
-            for key in keys:
-                if key is not None:
-                    buckets[bucket_of(key, known.buckets)].append(stored_key(key))
+        for codec, entities in asked:
+            for entity, key in zip(entities, codec.stored_keys(entities), strict=True):
+                if entity is not None and key is not None:
+                    buckets[bucket_of(entity, known.buckets)].append(key)
         commands: list[Command] = [("HMGET", self._names.state, GENERATION, f"applied:{known.generation}")]
         commands += [("HMGET", self._names.bucket(known.generation, b), WHOLE, *keys) for b, keys in buckets.items()]
         (generation, applied), *answers = await self._commands.many(commands)
@@ -236,15 +236,12 @@ class RedisReplacement:
         self._state = replace(self._state, applied=applied, erasure=erasure)
 
 
-def _decoded(
-    codec: RowCodec, keys: Sequence[bytes | None], values: dict[bytes, bytes], applied: int
-) -> list[FoundRow | None]:
-    found: list[FoundRow | None] = []
-    for key in keys:
-        value = None if key is None else values.get(stored_key(key))
-        row = None if value is None else row_as_of(value, applied)
-        found.append(None if row is None or key is None else codec.decode(row, key))
-    return found
+def _decoded(codec: RowCodec, entities: Sequence[bytes | None], values: dict[bytes, bytes], applied: int) -> FoundRows:
+    rows: list[bytes | None] = []
+    for key in codec.stored_keys(entities):
+        value = None if key is None else values.get(key)
+        rows.append(None if value is None else row_as_of(value, applied))
+    return codec.decode_all(rows, entities)
 
 
 def _lost() -> Unavailable:

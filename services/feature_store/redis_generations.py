@@ -26,7 +26,7 @@ from services.feature_store.redis_layout import (
     current_row,
     generations_of,
 )
-from services.feature_store.row_codec import RowCodec, RowCodecs, group_prefix, latest_per_key, stored_key, whole_key
+from services.feature_store.row_codec import GROUP_BYTES, RowCodec, RowCodecs, group_prefix, latest_per_key, whole_key
 from services.runtime.errors import FailedPrecondition, Unavailable
 from services.runtime.threads import in_thread_unless
 
@@ -160,9 +160,11 @@ class RedisRows:
     async def remove(self, group: StoredGroup, columns: tuple[Column, ...]) -> int:
         """Removes keys; answers how many there were."""
         buckets: dict[int, list[bytes]] = defaultdict(list)
-        for whole in self._codecs.of(group).keys(columns):
-            if whole is not None:
-                buckets[bucket_of(whole, self._state.buckets)].append(stored_key(whole))
+        codec = self._codecs.of(group)
+        entities = codec.entities(columns)
+        for entity, key in zip(entities, codec.stored_keys(entities), strict=True):
+            if entity is not None and key is not None:
+                buckets[bucket_of(entity, self._state.buckets)].append(key)
         commands: list[Command] = [("HDEL", self._name(bucket), *keys) for bucket, keys in buckets.items()]
         removed = 0
         for some in pieces(commands, COMMANDS_AT_ONCE):
@@ -197,7 +199,7 @@ class RedisRows:
         encoded = codec.encode(rows)
         buckets: dict[int, list[bytes]] = defaultdict(list)
         for key, i in latest_per_key(encoded.keys, rows).items():
-            buckets[bucket_of(encoded.whole_keys[i], self._state.buckets)] += (key, encoded.rows[i])
+            buckets[bucket_of(encoded.whole_keys[i][GROUP_BYTES:], self._state.buckets)] += (key, encoded.rows[i])
         return [
             _UPSERT.command([self._name(bucket)], self._state.applied, *some)
             for bucket, items in buckets.items()

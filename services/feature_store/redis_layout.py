@@ -28,8 +28,6 @@ from services.feature_store.row_codec import version_of
 
 GENERATION = "generation"
 _VALUE = struct.Struct("<QI")
-# The group's id before the entity's keys.
-_GROUP_BYTES = 4
 WHOLE = b""
 
 
@@ -77,9 +75,9 @@ def generations_of(fields: Iterable[bytes]) -> list[str]:
     return [name.decode().partition(":")[2] for name in fields if name.startswith(b"buckets:")]
 
 
-def bucket_of(whole_key: bytes, buckets: int) -> int:
-    """The bucket of a key, before digesting."""
-    return zlib.crc32(whole_key[_GROUP_BYTES:]) % buckets
+def bucket_of(entity: bytes, buckets: int) -> int:
+    """The bucket of an entity, as `RowCodec.entities` has it."""
+    return zlib.crc32(entity) % buckets
 
 
 def current_row(value: bytes) -> bytes:

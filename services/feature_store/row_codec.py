@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Sequence
+from operator import add
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,13 +27,14 @@ from numpy.typing import NDArray
 from foresight.tables import arrow_type, column_from_arrow
 from foresight.values import Column, DataType, FeatureGroup, Field
 from services.feature_store.groups import StoredGroup
-from services.feature_store.online import FoundRow
+from services.feature_store.online import FoundRow, FoundRows
 
 # LMDB takes 511 bytes; what is longer than this is digested.
 KEY_BYTES_MAX = 480
 LAYOUT = 2
 _DELETED, _DIGESTED = 1, 2
 _GROUP_ID = struct.Struct(">I")
+GROUP_BYTES = _GROUP_ID.size
 _HEADER = struct.Struct("<BBqQHI")
 _SHAPE = struct.Struct("<HI")
 _SHAPE_OFFSET = 18
@@ -98,18 +100,29 @@ class RowCodec:
 
     def keys(self, columns: tuple[Column, ...]) -> list[bytes | None]:
         """The whole key of each entity, before digesting; None where a part is NULL."""
-        prefix, writers = self._prefix, self._key_writers
+        prefix = self._prefix
+        return [None if entity is None else prefix + entity for entity in self.entities(columns)]
+
+    def entities(self, columns: tuple[Column, ...]) -> list[bytes | None]:
+        """The whole keys without the group: the same for all groups that have keys of these types in this order."""
+        writers = self._key_writers
         if len(columns) == 1:
-            write = writers[0]
-            keys: list[bytes | None] = [prefix + write(v) for v in columns[0].values.tolist()]
+            entities: list[bytes | None] = list(map(writers[0], columns[0].values.tolist()))
         else:
             parts = [list(map(w, c.values.tolist())) for w, c in zip(writers, columns, strict=True)]
-            keys = [prefix + b"".join(part) for part in zip(*parts, strict=True)]
+            entities = list(map(b"".join, zip(*parts, strict=True)))
         for column in columns:
             if column.valid is not None:
                 for row in np.flatnonzero(~column.valid):
-                    keys[row] = None
-        return keys
+                    entities[row] = None
+        return entities
+
+    def stored_keys(self, entities: Sequence[bytes | None]) -> list[bytes | None]:
+        """The keys under which the rows of entities are stored."""
+        prefix = self._prefix
+        if self._key_dtype is not None:
+            return [None if entity is None else prefix + entity for entity in entities]
+        return [None if entity is None else stored_key(prefix + entity) for entity in entities]
 
     def key_columns(self, whole: Sequence[bytes]) -> tuple[Column, ...]:
         """The entities of whole keys, one column per key of the group."""
@@ -184,8 +197,47 @@ class RowCodec:
         fixed["bitmap"] = packed.view(f"V{self._shape.bitmap_bytes}")[:, 0]
         return fixed, texts
 
+    def decode_all(self, rows: Sequence[bytes | None], entities: Sequence[bytes | None]) -> FoundRows:
+        """The rows of stored bytes, one per entity."""
+        if all(rows):
+            found = self._decode_whole(rows)
+            if found is not None:
+                return found
+        prefix = self._prefix
+        pairs = zip(rows, entities, strict=True)
+        decoded = [None if row is None or e is None else self.decode(row, prefix + e) for row, e in pairs]
+        return FoundRows.of(decoded, self._count)
+
+    def _decode_whole(self, rows: Sequence[Any]) -> FoundRows | None:
+        """Rows with all features, neither deleted nor digested, column by column; None if there are others."""
+        shape, count = self._shape, self._count_bytes
+        for row in rows:
+            if row[_SHAPE_OFFSET : _SHAPE_OFFSET + 2] != count:
+                return None
+        _, flags, times, commits, _, texts_at, bitmaps, *values = map(
+            list, zip(*map(shape.unpack_from, rows), strict=True)
+        )
+        if any(flags):
+            return None
+        if not shape.plain:
+            for i in shape.strings:
+                ends = list(map(add, texts_at, values[i]))
+                values[i] = [row[start:end].decode() for row, start, end in zip(rows, texts_at, ends, strict=True)]
+                texts_at = ends
+            for i, vector in shape.vectors:
+                values[i] = list(map(list, map(vector.unpack, values[i])))
+        whole = bitmaps.count(shape.all_present) == len(bitmaps)
+        if not whole:
+            for i, bitmap in enumerate(bitmaps):
+                present = int.from_bytes(bitmap, "little")
+                if present != shape.all_valid:
+                    for position, column in enumerate(values):
+                        if not present >> position & 1:
+                            column[i] = None
+        return FoundRows(times, commits, values, whole=whole)
+
     def decode(self, row: bytes, whole_key: bytes) -> FoundRow | None:
-        """The row of stored bytes; None when they are of another key with the same digest."""
+        """A row of stored bytes; None when they are of another key with the same digest."""
         whole = row[_SHAPE_OFFSET : _SHAPE_OFFSET + 2] == self._count_bytes
         shape = self._shape if whole else self._shape_of(row)
         _, flags, time, commit, _, texts_at, bitmap, *values = shape.unpack_from(row)
@@ -222,7 +274,9 @@ class _Shape:
         self.bitmap_bytes = (count + 7) // 8
         self.all_valid = (1 << len(known)) - 1
         formats = [_FORMATS.get(f.type) or f"{4 * f.dimension}s" for f in known]
-        self.unpack_from = struct.Struct(f"<BBqQHI{self.bitmap_bytes}s{''.join(formats)}").unpack_from
+        row = struct.Struct(f"<BBqQHI{self.bitmap_bytes}s{''.join(formats)}")
+        self.unpack_from = row.unpack_from
+        self.all_present = self.all_valid.to_bytes(self.bitmap_bytes, "little")
         self.plain = all(f.type not in (DataType.STRING, DataType.FLOAT_VECTOR) for f in known)
         self.strings = [i for i, f in enumerate(known) if f.type is DataType.STRING]
         self.vectors = [(i, struct.Struct(f"<{f.dimension}f")) for i, f in enumerate(known) if f.dimension]

@@ -13,12 +13,13 @@ from typing import Any, Protocol
 
 from foresight.values import Column, DataType, FeatureStatus, FeatureView, Field, InvalidValue, micros_from_instant
 from services.feature_store.groups import Reference, StoredGroup
-from services.feature_store.online import FoundRow, KeyQuery, Lookup, OnlineStore
+from services.feature_store.online import FoundRows, KeyQuery, Lookup, OnlineStore
 from services.feature_store.registry import Registry
 from services.feature_store.view_plan import SourcePlan, ViewPlan
 from services.runtime.errors import LimitExceeded, OutOfRange
 
 ENTITIES_MAX = 1_024
+_PRESENT = bytes([FeatureStatus.PRESENT])
 _ZEROS: dict[DataType, Any] = {
     DataType.INT64: 0,
     DataType.FLOAT64: 0.0,
@@ -65,7 +66,7 @@ class FeatureVectors:
 class RowHistory(Protocol):
     """Finds the rows that an online store had at an earlier applied commit, from offline rows."""
 
-    async def lookup(self, queries: Sequence[KeyQuery], applied_commit: int) -> list[list[FoundRow | None]]:
+    async def lookup(self, queries: Sequence[KeyQuery], applied_commit: int) -> list[FoundRows]:
         """For each query the latest row per entity among the commits up to `applied_commit`."""
         ...
 
@@ -123,31 +124,50 @@ def assemble(plan: ViewPlan, lookup: Lookup, at_us: int) -> FeatureVectors:
     features: list[FeatureValues] = []
     rows: list[SourceRows] = []
     for index, (source, found) in enumerate(zip(plan.sources, lookup.found, strict=True)):
-        times = [row.event_time_us if row is not None else 0 for row in found]
-        rows.append(SourceRows(source.group, times, [row.commit if row is not None else 0 for row in found]))
-        statuses = [_status(row, source, at_us) for row in found]
+        rows.append(SourceRows(source.group, found.event_times_us, found.commits))
+        statuses = _statuses(source, found, at_us)
+        plain = found.whole and not statuses.strip(_PRESENT)
         for position, field in zip(source.positions, source.fields, strict=True):
-            zero = _ZEROS[field.type] if field.type in _ZEROS else [0.0] * field.dimension
-            values, marks = [], bytearray(statuses)
-            for i, row in enumerate(found):
-                value = row.values[position] if row is not None and statuses[i] == FeatureStatus.PRESENT else zero
-                if value is None:
-                    marks[i], value = FeatureStatus.NULL, zero
-                values.append(value)
-            features.append(FeatureValues(field, values, bytes(marks), index))
+            values = found.columns[position]
+            if plain:
+                features.append(FeatureValues(field, values, statuses, index))
+            else:
+                features.append(_feature(field, values, statuses, index))
     return FeatureVectors(plan.view, features, rows, lookup.applied_commit)
 
 
-def _status(row: FoundRow | None, source: SourcePlan, at_us: int) -> FeatureStatus:
-    """Whether a row counts at a time; a tombstone is no row whatever its time."""
-    if row is None or row.deleted:
-        return FeatureStatus.NOT_FOUND
-    age_us = at_us - row.event_time_us
-    if age_us < 0 or (age_us == 0 and source.strict):
-        return FeatureStatus.FUTURE
-    if source.max_age_us is not None and age_us > source.max_age_us:
-        return FeatureStatus.EXPIRED
-    return FeatureStatus.PRESENT
+def _feature(field: Field, values: list[Any], statuses: bytes, source: int) -> FeatureValues:
+    """A feature of rows that do not all count, or have NULLs."""
+    zero = _ZEROS[field.type] if field.type in _ZEROS else [0.0] * field.dimension
+    marks, served = bytearray(statuses), []
+    for i, (value, status) in enumerate(zip(values, statuses, strict=True)):
+        if status != FeatureStatus.PRESENT:
+            served.append(zero)
+        elif value is None:
+            marks[i] = FeatureStatus.NULL
+            served.append(zero)
+        else:
+            served.append(value)
+    return FeatureValues(field, served, bytes(marks), source)
+
+
+def _statuses(source: SourcePlan, found: FoundRows, at_us: int) -> bytes:
+    """Which rows count at a time; a tombstone is no row whatever its time."""
+    times, gone = found.event_times_us, found.gone
+    latest = at_us - 1 if source.strict else at_us
+    earliest = None if source.max_age_us is None else at_us - source.max_age_us
+    if gone is None and max(times) <= latest and (earliest is None or min(times) >= earliest):
+        return _PRESENT * len(times)
+    return bytes(
+        FeatureStatus.NOT_FOUND
+        if gone is not None and gone[i]
+        else FeatureStatus.FUTURE
+        if time > latest
+        else FeatureStatus.EXPIRED
+        if earliest is not None and time < earliest
+        else FeatureStatus.PRESENT
+        for i, time in enumerate(times)
+    )
 
 
 def _queries(plan: ViewPlan, keys: Mapping[str, Column]) -> list[KeyQuery]:

@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from foresight.values import Column, DataType, micros_from_instant
 from services.feature_store.groups import StoredGroup
-from services.feature_store.online import FoundRow, KeyQuery
+from services.feature_store.online import FoundRow, FoundRows, KeyQuery
 from services.feature_store.postgres.commit_log import CommitLog
 from services.feature_store.postgres.row_tables import key_expressions, table_of
 from services.runtime.database import Database
@@ -37,7 +37,7 @@ class RowHistoryReader:
         """Number of the last commit."""
         return await self._commits.last()
 
-    async def lookup(self, queries: Sequence[KeyQuery], applied_commit: int) -> list[list[FoundRow | None]]:
+    async def lookup(self, queries: Sequence[KeyQuery], applied_commit: int) -> list[FoundRows]:
         """For each query the latest row per entity by (event time, commit) among commits up to `applied_commit`."""
         async with self._database.transaction() as connection:
             await connection.exec_driver_sql(_IN_INDEX_ORDER)
@@ -45,13 +45,11 @@ class RowHistoryReader:
             return [await _latest(connection, query, applied_commit, bound) for query in queries]
 
 
-async def _latest(
-    connection: AsyncConnection, query: KeyQuery, applied_commit: int, write_bound: int
-) -> list[FoundRow | None]:
+async def _latest(connection: AsyncConnection, query: KeyQuery, applied_commit: int, write_bound: int) -> FoundRows:
     latest = (await connection.exec_driver_sql(_LATEST, (query.group.id, applied_commit))).scalar_one()
     entities = list(zip(*(_values(column) for column in query.keys), strict=True))
     if latest is None:
-        return [None] * len(entities)
+        return FoundRows.of([None] * len(entities), len(query.group.group.features))
     # Requests often ask for the same entity in many rows; each is looked up once.
     positions: dict[tuple[Any, ...], int] = {}
     asked = [positions.setdefault(entity, len(positions)) for entity in entities]
@@ -63,7 +61,7 @@ async def _latest(
     for position, event_time, commit, deleted, *raw in map(tuple[Any, ...], result):
         values = tuple(_value(value, f.type) for value, f in zip(raw, features, strict=True))
         found[position - 1] = FoundRow(micros_from_instant(event_time), commit, deleted, values)
-    return [found[position] for position in asked]
+    return FoundRows.of([found[position] for position in asked], len(features))
 
 
 def _statement(stored: StoredGroup) -> str:

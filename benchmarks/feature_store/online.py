@@ -1,0 +1,268 @@
+"""How fast online vectors are: a call for 64 keys over three groups, and how that grows with the number of keys.
+
+The call goes through the RPC to a feature store of its own; its CPU is that of the service as the system accounts it.
+The growth is measured through the RPC and in process, with stores of 10 thousand to 10 million keys that are filled
+as the applier does. `python -m benchmarks.feature_store.online [most keys]`
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from benchmarks.feature_store.store_process import StoreProcess, running_store
+from benchmarks.results import FOLDER, Result, publish
+from foresight.client import Column, DataType, FeatureGroup, FeatureView, Field, ViewFeature, ViewSource
+from foresight.feature_store.v1 import online_pb2, online_pb2_grpc
+from foresight.types.v1 import types_pb2
+from foresight.wire import encode_column, encode_instant
+from services.feature_store.groups import StoredGroup
+from services.feature_store.online import CommittedRows, KeyQuery
+from services.feature_store.online_lmdb import LmdbOnlineStore
+from services.feature_store.row_source import TableRows
+
+ENTITIES, KEYS, GROUPS, FEATURES = 10_000, 64, 3, 5
+WARM_CALLS, CALLS = 200, 2_000
+SIZES = (10_000, 100_000, 1_000_000, 10_000_000)
+BATCH_ROWS = 250_000
+GROWTH_MAX = 1.5
+PLACE = Field("place", DataType.INT64)
+NAMES = tuple(f"f{i}" for i in range(FEATURES))
+# Of all rows; a vector asked for later than this has every feature.
+EVENT_TIME = datetime(2026, 1, 1, tzinfo=UTC)
+ASKED_AT = datetime(2026, 1, 2, tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Calls one after the other: milliseconds of each, and CPU milliseconds per call of the process that answers."""
+
+    milliseconds: list[float]
+    cpu_ms: float
+
+    @property
+    def p50_ms(self) -> float:
+        """The middle one."""
+        return statistics.median(self.milliseconds)
+
+    @property
+    def p99_ms(self) -> float:
+        """One in a hundred takes longer."""
+        return statistics.quantiles(self.milliseconds, n=100)[-1]
+
+
+def define(store: StoreProcess, name: str = "places", groups: int = GROUPS) -> types_pb2.VersionRef:
+    """Registers groups of FEATURES numbers per place, and the view over all of them; answers the view."""
+    features = tuple(Field(feature, DataType.FLOAT64) for feature in NAMES)
+    made = [FeatureGroup(f"{name}_{i}", (PLACE,), features) for i in range(groups)]
+    sources = tuple(
+        ViewSource(group.name, tuple(ViewFeature(feature) for feature in NAMES), prefix=f"g{i}_")
+        for i, group in enumerate(made)
+    )
+    store.client.apply(*made, FeatureView(name, Field("label", DataType.BOOL), sources))
+    return types_pb2.VersionRef(name=name, version=1)
+
+
+def rows(first: int, count: int) -> pa.Table:
+    """Places `first` to `first + count`, all at EVENT_TIME."""
+    numbers = np.random.default_rng(first)
+    moments = pa.array(np.full(count, int(EVENT_TIME.timestamp()) * 1_000_000), pa.timestamp("us", "UTC"))
+    columns = {"place": pa.array(np.arange(first, first + count)), "event_time": moments}
+    return pa.table(columns | {name: pa.array(numbers.random(count)) for name in NAMES})
+
+
+def fill(store: StoreProcess, entities: int, name: str = "places", groups: int = GROUPS, start: int = 0) -> None:
+    """Writes a row per place to each group."""
+    for group in range(groups):
+        for first in range(start, entities, BATCH_ROWS):
+            store.client.write(f"{name}_{group}", rows(first, min(BATCH_ROWS, entities - first)))
+
+
+def ask(store: StoreProcess, view: types_pb2.VersionRef, entities: int, calls: int = CALLS) -> Asked:
+    """Asks for KEYS random places of so many, call by call."""
+    chance = random.Random(1)
+    stub = online_pb2_grpc.OnlineFeatureServiceStub(store.client._connection.channel)
+
+    def call(warm: bool) -> float:
+        keys = Column.build("place", DataType.INT64, [chance.randrange(entities) for _ in range(KEYS)])
+        request = online_pb2.GetFeatureVectorsRequest(
+            view=view, entity_keys=[encode_column(keys)], event_time=encode_instant(ASKED_AT)
+        )
+        started = time.perf_counter()
+        answer = stub.GetFeatureVectors(request)
+        seconds = time.perf_counter() - started
+        if warm:
+            assert len(answer.vectors.features) % FEATURES == 0
+            assert all(set(feature.statuses) == {1} for feature in answer.vectors.features)
+        return 1e3 * seconds
+
+    for _ in range(WARM_CALLS):
+        call(warm=True)
+    before = cpu_s(store.pid)
+    milliseconds = [call(warm=False) for _ in range(calls)]
+    return Asked(milliseconds, 1e3 * (cpu_s(store.pid) - before) / calls)
+
+
+def cpu_s(pid: int) -> float:
+    """CPU seconds that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def growth_over_rpc(sizes: Sequence[int]) -> Iterator[tuple[int, Asked, int]]:
+    """For each size, smallest first: what a call for one group takes then, and the peak of the service's own memory."""
+    with running_store() as store:
+        view, before = define(store, "grown", groups=1), 0
+        for size in sizes:
+            fill(store, size, "grown", groups=1, start=before)
+            before = size
+            yield size, ask(store, view, size, calls=1_000), store.peak_heap_bytes()
+
+
+@dataclass(frozen=True, slots=True)
+class Grown:
+    """A store of some size: microseconds of a look-up of one key and of KEYS keys, and rows taken per second."""
+
+    one_us: float
+    many_us: float
+    rows_per_s: float
+
+
+def growth_in_process(sizes: Sequence[int]) -> Iterator[tuple[int, Grown]]:
+    """For each size, smallest first, what look-ups of random keys take; medians."""
+    features = tuple(Field(name, DataType.FLOAT64) for name in NAMES)
+    group = StoredGroup(1, FeatureGroup("places", (PLACE,), features, version=1))
+    with tempfile.TemporaryDirectory(prefix="fs-bench-") as folder, asyncio.Runner() as runner:
+        store = LmdbOnlineStore(Path(folder) / "online")
+        before = 0
+        for size in sizes:
+            started = time.perf_counter()
+            for first in range(before, size, BATCH_ROWS):
+                some = rows(first, min(BATCH_ROWS, size - first))
+                some = some.append_column("commit", pa.array(np.full(some.num_rows, 1, np.int64)))
+                some = some.append_column("deleted", pa.array(np.zeros(some.num_rows, np.bool_)))
+                runner.run(store.apply(1, [CommittedRows(group, TableRows(some))]))
+            taken = (size - before) / (time.perf_counter() - started)
+            before = size
+            one, many = (_looked_up(runner, store, group, size, keys) for keys in (1, KEYS))
+            yield size, Grown(one, many, taken)
+        store.close()
+
+
+def _looked_up(runner: asyncio.Runner, store: LmdbOnlineStore, group: StoredGroup, size: int, keys: int) -> float:
+    """Microseconds of a look-up of random keys."""
+    chance, calls = np.random.default_rng(keys), 4_000 if keys == 1 else 1_000
+    asked = [
+        [KeyQuery(group, (Column("place", PLACE.type, chance.integers(0, size, keys)),))] for _ in range(2 * calls)
+    ]
+
+    async def run() -> list[float]:
+        taken = []
+        for number, queries in enumerate(asked):
+            started = time.perf_counter()
+            lookup = await store.lookup(queries)
+            if number >= calls:
+                taken.append(1e6 * (time.perf_counter() - started))
+            assert lookup.found[0][0] is not None
+        return taken
+
+    return statistics.median(runner.run(run()))
+
+
+def call_results() -> list[Result]:
+    """A call for KEYS keys over GROUPS groups."""
+    with running_store() as store:
+        view = define(store)
+        fill(store, ENTITIES)
+        asked = ask(store, view, ENTITIES)
+        peak = store.peak_bytes()
+    named = f"{KEYS} keys, {GROUPS} groups of {FEATURES} features"
+    return [
+        Result(f"{named}: p50 through the RPC", asked.p50_ms, "ms"),
+        Result(f"{named}: p99 through the RPC", asked.p99_ms, "ms"),
+        Result(f"{named}: CPU of the service per call", 1e3 * asked.cpu_ms, "µs"),
+        Result(f"{named}: CPU of the service per entity", 1e3 * asked.cpu_ms / KEYS, "µs"),
+        Result(f"{named}: peak memory of the service", peak / 2**20, "MiB"),
+    ]
+
+
+def growth_results(sizes: Sequence[int]) -> list[Result]:
+    """Look-up times by the number of keys, and how much longer they take in the largest store."""
+    results: list[Result] = []
+    inside = dict(growth_in_process(sizes))
+    for size, grown in inside.items():
+        results += [
+            Result(f"{size:,} keys: look-up of one, in process", grown.one_us, "µs"),
+            Result(f"{size:,} keys: look-up of {KEYS}, in process", grown.many_us, "µs"),
+            Result(f"{size:,} keys: taken per second, in process", grown.rows_per_s, "rows/s"),
+        ]
+    outside: dict[int, Asked] = {}
+    for size, asked, peak in growth_over_rpc(sizes):
+        outside[size] = asked
+        results += [
+            Result(f"{size:,} keys: p50 of {KEYS} through the RPC", asked.p50_ms, "ms"),
+            Result(f"{size:,} keys: CPU of the service per call", 1e3 * asked.cpu_ms, "µs"),
+            Result(f"{size:,} keys: the service's own memory", peak / 2**20, "MiB"),
+        ]
+    least, most = min(sizes), max(sizes)
+
+    def ratio(named: str, value: Callable[[int], float]) -> Result:
+        return Result(f"{most:,} keys / {least:,}: {named}", value(most) / value(least), "x", at_most=GROWTH_MAX)
+
+    results += [
+        ratio("look-up of one, in process", lambda size: inside[size].one_us),
+        ratio(f"look-up of {KEYS}, in process", lambda size: inside[size].many_us),
+        ratio(f"p50 of {KEYS} through the RPC", lambda size: outside[size].p50_ms),
+        Result("peak memory of the in-process store", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, "MiB"),
+    ]
+    draw(inside, outside)
+    return results
+
+
+def draw(inside: dict[int, Grown], outside: dict[int, Asked]) -> None:
+    """The growth as a picture."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4))
+    axes.plot(list(inside), [grown.many_us for grown in inside.values()], "o-", label=f"{KEYS} keys, in process")
+    axes.plot(list(inside), [grown.one_us for grown in inside.values()], "o-", label="1 key, in process")
+    axes.plot(list(outside), [1e3 * a.p50_ms for a in outside.values()], "o-", label=f"{KEYS} keys, through the RPC")
+    axes.set(xscale="log", yscale="log", xlabel="keys in the store", ylabel="look-up, µs (median)")
+    axes.set_title("Look-up time by the number of keys")
+    axes.legend()
+    figure.tight_layout()
+    FOLDER.mkdir(exist_ok=True)
+    figure.savefig(FOLDER / "feature_store_online_growth.png", dpi=120)
+    pyplot.close(figure)
+
+
+def measure(largest: int = SIZES[-1]) -> list[Result]:
+    """All figures."""
+    return call_results() + growth_results([size for size in SIZES if size <= largest])
+
+
+def main() -> int:
+    """Measures and publishes."""
+    results = measure(int(sys.argv[1])) if len(sys.argv) > 1 else measure()
+    publish("feature_store_online", results)
+    return 0 if all(result.holds for result in results) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
