@@ -85,10 +85,14 @@ class OfflineServicer(offline_pb2_grpc.OfflineFeatureServiceServicer):
 
 def _decode_origin(header: offline_pb2.WriteHeader) -> WriteOrigin:
     try:
-        progress = None
-        if header.HasField("progress"):
-            moved = header.progress
-            progress = PositionMove(moved.pipeline, moved.position_before, moved.position_after)
+        progress = _decode_progress(header.progress) if header.HasField("progress") else None
         return WriteOrigin(header.write_id, header.source, progress)
     except InvalidValue as error:
         raise error.within("header") from None
+
+
+def _decode_progress(message: offline_pb2.PipelineProgress) -> PositionMove:
+    try:
+        return PositionMove(message.pipeline, message.position_before, message.position_after)
+    except InvalidValue as error:
+        raise error.within("progress") from None

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 import typer
 
-from foresight.cli.files import check_columns, read_file
+from foresight.cli.files import check_columns, read_file, read_pieces
 from foresight.cli.output_files import json_rows, write_file
 from foresight.client import DataType, Field, InvalidValue
 from foresight.client.frames import EVENT_TIME
@@ -38,6 +38,24 @@ def test_a_table_survives_each_kind_of_file(tmp_path: Path, suffix: str) -> None
     file = tmp_path / f"table{suffix}"
     write_file(TABLE, file)
     assert read_file(file, FIELDS).equals(TABLE)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet", ".jsonl"])
+def test_a_file_in_pieces_is_the_whole_file(tmp_path: Path, suffix: str) -> None:
+    """All pieces have the same columns, also one that only the last rows have a value in."""
+    file = tmp_path / f"table{suffix}"
+    rows = 70_000
+    table = pa.table(
+        {
+            "tailnum": [f"N{i}" for i in range(rows)],
+            "hour": pa.array([i * 1_000_000 for i in range(rows)], pa.timestamp("us", "UTC")),
+            "seats": pa.array([None] * (rows - 1) + [7], pa.int64()),
+        }
+    )
+    write_file(table, file)
+    pieces = list(read_pieces(file, FIELDS, event_time="hour"))
+    assert len(pieces) == (1 if suffix == ".csv" else 2)
+    assert pa.concat_tables(pieces).equals(read_file(file, FIELDS, event_time="hour"))
 
 
 def test_missing_cells_of_csv_are_null_unless_quoted(tmp_path: Path) -> None:

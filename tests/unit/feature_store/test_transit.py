@@ -247,3 +247,38 @@ def test_memory_is_bounded_whatever_the_size(tmp_path: Path) -> None:
         [sys.executable, "-c", MEMORY_PROGRAM, str(tmp_path)], check=True, timeout=120, capture_output=True, text=True
     )
     assert int(done.stdout) < 200
+
+
+FULL_PROGRAM = """
+import asyncio, pathlib, resource, sys
+import numpy as np, pyarrow as pa
+from foresight.tables import encode_table
+from services.feature_store.transit import TablesInTransit
+from services.runtime.errors import LimitExceeded
+
+async def main():
+    folder = pathlib.Path(sys.argv[1])
+    transit = TablesInTransit(folder)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (12 << 20, resource.RLIM_INFINITY))
+    try:
+        async with transit.upload() as upload:
+            for chunk in encode_table(pa.table({"number": np.arange(4_000_000.0)})):
+                await upload.add(chunk)
+            await upload.rows()
+    except LimitExceeded as error:
+        print(error.metadata["limit"], sum(path.is_file() for path in folder.rglob("*")))
+    async with transit.upload() as upload:
+        for chunk in encode_table(pa.table({"number": np.arange(1_000.0)})):
+            await upload.add(chunk)
+        print((await upload.rows()).num_rows)
+
+asyncio.run(main())
+"""
+
+
+def test_a_file_that_cannot_grow_is_a_limit(tmp_path: Path) -> None:
+    """The system refuses the write itself; nothing is left, and small tables go on."""
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_PROGRAM, str(tmp_path)], check=False, timeout=60, capture_output=True, text=True
+    )
+    assert done.stdout.split() == ["disk", "0", "1000"], done.stderr

@@ -135,6 +135,42 @@ def test_ingest_writes_a_file_as_one_commit(run: Run, fake: FakeForesight, file:
     assert "name its column with --event-time" in refused.stderr
 
 
+def test_ingest_says_what_was_quarantined(run: Run, fake: FakeForesight, file: Any) -> None:
+    fake.on("GetFeatureGroup", registry_pb2.GetFeatureGroupResponse(group=encode_group(WEATHER)))
+    broken = offline_pb2.BrokenExpectation(name="wind_range", rows=3, samples=["origin 'JFK', wind -1.0", "b", "c"])
+    fake.on(
+        "WriteFeatures",
+        offline_pb2.WriteFeaturesResponse(
+            commit=7, rows=2, committed_at=encode_instant(NOON), quarantined_rows=3, broken=[broken]
+        ),
+    )
+    rows = file("weather_q.csv", "origin,event_time,wind\nJFK,2013-03-01T12:00:00Z,1\n")
+    command = ("ingest", "weather", rows, "--source", "stations")
+    shown = run(*command).stdout
+    assert "2 rows of weather written" in shown
+    assert "3 rows break expectations" in shown
+    assert "foresight quarantine weather --after-commit 6" in shown
+    assert "origin 'JFK', wind -1.0" in shown
+    assert _json(run(*command, "--json"))["broken"] == [
+        {"name": "wind_range", "rows": 3, "samples": ["origin 'JFK', wind -1.0", "b", "c"]}
+    ]
+    assert fake.requests("WriteFeatures")[0][0].header.source == "stations"
+
+
+def test_quarantined_rows_are_shown_and_written_to_a_file(run: Run, fake: FakeForesight, tmp_path: Path) -> None:
+    found = pa.table({"origin": [f"o{i}" for i in range(30)], "commit": [7] * 30, "broken": [["wind_range"]] * 30})
+    for part in encode_table(found):
+        fake.on("ReadQuarantine", [offline_pb2.ReadQuarantineResponse(arrow=part)])
+    shown = run("quarantine", "weather", "--after-commit", "6")
+    assert "o29" in shown.stdout
+    assert "o9" not in shown.stdout
+    assert "the last 20 of 30" in shown.stderr
+    assert fake.requests("ReadQuarantine")[0].after_commit == 6
+    assert _json(run("quarantine", "weather", "--limit", "1", "--json"))[0]["broken"] == ["wind_range"]
+    assert "30 rows in" in run("quarantine", "weather", "--output", str(tmp_path / "q.jsonl")).stdout
+    assert len((tmp_path / "q.jsonl").read_text().splitlines()) == 30
+
+
 def test_train_makes_a_dataset_and_a_version_with_metrics(run: Run, fake: FakeForesight, file: Any) -> None:
     fake.on("GetFeatureView", described_view())
     splits = [
