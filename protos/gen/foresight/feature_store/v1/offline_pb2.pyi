@@ -391,7 +391,9 @@ class ReadAsOfResponse(_message.Message):
 
     ARROW_FIELD_NUMBER: _builtins.int
     arrow: _builtins.bytes
-    """Next bytes of the Arrow IPC stream: the spine's columns, then the view's features."""
+    """Next bytes of the Arrow IPC stream: the spine's columns without request features and label, then the view's
+    features, then the label if the spine has it.
+    """
     def __init__(
         self,
         *,

@@ -74,7 +74,7 @@ class OfflineFeatureServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ReadFeatures(self, request, context):
-        """Reads the rows of a group by event time, in commit order.
+        """Reads rows of a group: all of them in commit order, or the latest per key in the order of keys.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -90,7 +90,8 @@ class OfflineFeatureServiceServicer:
     def ReadAsOf(self, request_iterator, context):
         """Joins a spine with the features of a view as of each row's event time: one output row per spine row, in
         order. The spine has the view's entity keys, `event_time`, its request features, and any other columns,
-        which are passed through.
+        which are passed through. Any number of rows is taken, in bounded memory; RESOURCE_EXHAUSTED when the disk has
+        no room for what does not fit.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

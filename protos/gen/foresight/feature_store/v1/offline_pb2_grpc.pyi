@@ -46,13 +46,14 @@ class OfflineFeatureServiceStub:
     (INVALID_ARGUMENT, reason EXPECTATION_FAILED, with counts and samples), or those rows are quarantined.
     """
     ReadFeatures: _grpc.UnaryStreamMultiCallable[_offline_pb2.ReadFeaturesRequest, _offline_pb2.ReadFeaturesResponse]
-    """Reads the rows of a group by event time, in commit order."""
+    """Reads rows of a group: all of them in commit order, or the latest per key in the order of keys."""
     ReadQuarantine: _grpc.UnaryStreamMultiCallable[_offline_pb2.ReadQuarantineRequest, _offline_pb2.ReadQuarantineResponse]
     """Reads rows that were quarantined, by the commit whose write brought them."""
     ReadAsOf: _grpc.StreamStreamMultiCallable[_offline_pb2.ReadAsOfRequest, _offline_pb2.ReadAsOfResponse]
     """Joins a spine with the features of a view as of each row's event time: one output row per spine row, in
     order. The spine has the view's entity keys, `event_time`, its request features, and any other columns,
-    which are passed through.
+    which are passed through. Any number of rows is taken, in bounded memory; RESOURCE_EXHAUSTED when the disk has
+    no room for what does not fit.
     """
 
 @_typing.type_check_only
@@ -69,13 +70,14 @@ class OfflineFeatureServiceAsyncStub(OfflineFeatureServiceStub):
     (INVALID_ARGUMENT, reason EXPECTATION_FAILED, with counts and samples), or those rows are quarantined.
     """
     ReadFeatures: _aio.UnaryStreamMultiCallable[_offline_pb2.ReadFeaturesRequest, _offline_pb2.ReadFeaturesResponse]  # type: ignore[assignment]
-    """Reads the rows of a group by event time, in commit order."""
+    """Reads rows of a group: all of them in commit order, or the latest per key in the order of keys."""
     ReadQuarantine: _aio.UnaryStreamMultiCallable[_offline_pb2.ReadQuarantineRequest, _offline_pb2.ReadQuarantineResponse]  # type: ignore[assignment]
     """Reads rows that were quarantined, by the commit whose write brought them."""
     ReadAsOf: _aio.StreamStreamMultiCallable[_offline_pb2.ReadAsOfRequest, _offline_pb2.ReadAsOfResponse]  # type: ignore[assignment]
     """Joins a spine with the features of a view as of each row's event time: one output row per spine row, in
     order. The spine has the view's entity keys, `event_time`, its request features, and any other columns,
-    which are passed through.
+    which are passed through. Any number of rows is taken, in bounded memory; RESOURCE_EXHAUSTED when the disk has
+    no room for what does not fit.
     """
 
 class OfflineFeatureServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -101,7 +103,7 @@ class OfflineFeatureServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _offline_pb2.ReadFeaturesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_offline_pb2.ReadFeaturesResponse], _abc.AsyncIterator[_offline_pb2.ReadFeaturesResponse]]:
-        """Reads the rows of a group by event time, in commit order."""
+        """Reads rows of a group: all of them in commit order, or the latest per key in the order of keys."""
 
     @_abc_1.abstractmethod
     def ReadQuarantine(
@@ -119,7 +121,8 @@ class OfflineFeatureServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_offline_pb2.ReadAsOfResponse], _abc.AsyncIterator[_offline_pb2.ReadAsOfResponse]]:
         """Joins a spine with the features of a view as of each row's event time: one output row per spine row, in
         order. The spine has the view's entity keys, `event_time`, its request features, and any other columns,
-        which are passed through.
+        which are passed through. Any number of rows is taken, in bounded memory; RESOURCE_EXHAUSTED when the disk has
+        no room for what does not fit.
         """
 
 def add_OfflineFeatureServiceServicer_to_server(servicer: OfflineFeatureServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

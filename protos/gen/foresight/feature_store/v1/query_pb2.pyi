@@ -159,7 +159,9 @@ Global___GroupQuery: _TypeAlias = GroupQuery  # noqa: Y015
 
 @_typing.final
 class SpineQuery(_message.Message):
-    """A spine made of rows of a group: its entity keys, `event_time` and the columns that a view asks for."""
+    """A spine made of rows of a group, in the order of keys and event time: its entity keys, `event_time`, and the
+    columns that the view asks for by name (its entity keys, request features and label).
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -172,7 +174,9 @@ class SpineQuery(_message.Message):
 
     @_builtins.property
     def columns(self) -> _containers.RepeatedCompositeFieldContainer[Global___ColumnMapping]:
-        """Columns of the group under other names, such as a feature that is the view's label."""
+        """Columns of the group under other names, such as a feature that is the view's label, or a time that is the spine's
+        `event_time` (not together with `at`). A key under another name does not keep its own.
+        """
 
     @_builtins.property
     def at(self) -> _timestamp_pb2.Timestamp:
