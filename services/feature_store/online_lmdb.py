@@ -13,7 +13,7 @@ import struct
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import lmdb
 
@@ -233,7 +233,7 @@ class _Rows:
             entities = encoded.get(query.keys)
             if entities is None:
                 entities = encoded[query.keys] = codec.entities(query.keys)
-            rows = [None if key is None else get(key) for key in codec.stored_keys(entities)]
+            rows: list[Any] = [None if key is None else get(key) for key in codec.stored_keys(entities)]
             found.append(codec.decode_all(rows, entities))
         return Lookup(found, applied)
 
