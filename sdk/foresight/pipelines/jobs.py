@@ -27,11 +27,11 @@ CONNECT_TIMEOUT_S = 5
 # The library makes a channel of it, which may have 63 bytes together with a prefix of 23.
 QUEUE_BYTES_MAX = 40
 # Pauses between tries of a run that fails: 1, 2, 4, ... s.
-PAUSE_MAX_S = 300
+PAUSE_MAX_S = 60
 _DOUBLINGS_MAX = 10
 # A worker that was not heard of for so long is dead, and its jobs are taken over.
-HEARTBEAT_EVERY_S = 5.0
-DEAD_AFTER_S = 20.0
+HEARTBEAT_EVERY_S = 2.5
+DEAD_AFTER_S = 10.0
 JOBS_KEPT_HOURS = 24
 
 

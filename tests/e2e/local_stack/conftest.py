@@ -10,9 +10,12 @@ from pathlib import Path
 import pytest
 
 from deploy.local import LocalStack
+from foresight.client import Client
+from tests.e2e.local_stack.tides import GROUP
 
 # A module that is importable from the current folder only.
 TRANSFORMS = "tests.e2e.local_stack.calls"
+PIPELINES = "tests.e2e.local_stack.tides"
 
 
 @pytest.fixture
@@ -26,6 +29,9 @@ def state() -> Iterator[Path]:
 @pytest.fixture(scope="package")
 def stack() -> Iterator[LocalStack]:
     folder = Path(tempfile.mkdtemp(prefix="fs-state-"))
-    with LocalStack(folder, gateway_port=0, metrics_port=0, transform_modules=[TRANSFORMS]) as running:
+    modules = {"transform_modules": [TRANSFORMS], "pipeline_modules": [PIPELINES]}
+    with LocalStack(folder, gateway_port=0, metrics_port=0, **modules) as running:
+        with Client(state=running.state) as client:
+            client.apply(GROUP)
         yield running
     shutil.rmtree(folder)

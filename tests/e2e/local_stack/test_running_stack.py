@@ -20,7 +20,7 @@ from deploy.local import LocalStack
 from tests.e2e.local_stack.calls import eventually, is_answering, list_models
 from tests.e2e.local_stack.conftest import TRANSFORMS
 
-PROGRAMS = ("postgres", "logger", "feature_store", "trainer", "predictor", "gateway")
+PROGRAMS = ("postgres", "logger", "feature_store", "trainer", "predictor", "gateway", "pipelines")
 FORESIGHT = str(Path(sys.executable).with_name("foresight"))
 
 
