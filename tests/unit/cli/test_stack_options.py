@@ -10,10 +10,11 @@ from typer.testing import CliRunner
 from foresight.cli.app import app
 
 
+@pytest.mark.parametrize("option", ["--transforms", "--pipelines"])
 @pytest.mark.parametrize("module", ["nowhere_to_be_found", "json.nowhere", "a b", "nowhere.at.all"])
-def test_a_transform_module_that_cannot_be_imported_is_named(tmp_path: Path, module: str) -> None:
+def test_a_module_that_cannot_be_imported_is_named(tmp_path: Path, module: str, option: str) -> None:
     state = tmp_path / "state"
-    result = CliRunner().invoke(app, ["up", "--detach", "--state", str(state), "--transforms", module])
+    result = CliRunner().invoke(app, ["up", "--detach", "--state", str(state), option, module])
     assert result.exit_code == 2
-    assert f"no module {module}" in " ".join(result.output.replace("│", " ").split())
+    assert f"{option}: no module {module}" in " ".join(result.output.replace("│", " ").split())
     assert not state.exists()
