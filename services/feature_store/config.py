@@ -27,7 +27,8 @@ class RedisSettings(BaseModel, frozen=True):
         schemes = set()
         for url in urls:
             parts = urlsplit(url)
-            if parts.scheme not in ("redis", "rediss") or not parts.hostname or parts.path.strip("/"):
+            # `port` raises ValueError when it is no number.
+            if parts.scheme not in ("redis", "rediss") or not parts.hostname or parts.port == 0 or parts.path.strip("/"):
                 raise ValueError("must be redis://host:port or rediss://host:port")
             if parts.username or parts.password:
                 raise ValueError("must not hold a user or password; name the user, and a file with the password")

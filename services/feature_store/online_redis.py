@@ -105,7 +105,9 @@ class RedisOnlineStore:
             try:
                 yield made
             finally:
-                await generations.discard(live if made.took_over else mark)
+                # What stays is removed by the next rebuild.
+                with contextlib.suppress(Unavailable):
+                    await generations.discard(live if made.took_over else mark)
 
     async def _change(self, work: Callable[[State], Awaitable[T]]) -> T:
         """Runs `work` on the live generation, again if another one took its place meanwhile."""
