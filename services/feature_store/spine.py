@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from foresight.tables import arrow_type
 from foresight.values import FeatureView, Field
-from services.feature_store.conformance import Unfit, conform, one_array
+from services.feature_store.conformance import conform, one_array
 from services.feature_store.content import check_carried
 from services.feature_store.row_source import RowSource, TableRows
 from services.feature_store.row_tables import EVENT_TIME, Faults
@@ -103,20 +103,10 @@ def _conform_all(columns: dict[str, pa.Array], fields: dict[str, Field], require
 
 
 def _check_batches(rows: RowSource, fields: dict[str, Field], required: set[str], faults: Faults) -> None:
-    """Adds what is wrong with any batch: the first fault of a column, and how many rows of it are NULL."""
-    unfit: dict[str, str] = {}
-    nulls = dict.fromkeys(fields, 0)
+    """Adds what is wrong with any batch."""
     for batch in rows.batches():
         for name, field in fields.items():
-            try:
-                nulls[name] += conform(pa.chunked_array([batch.column(name)]), field).null_count
-            except Unfit as fault:
-                unfit.setdefault(name, str(fault))
-    for name in fields:
-        if name in unfit:
-            faults.add(f"arrow.{name}", unfit[name])
-        elif nulls[name] and name in required:
-            faults.add(f"arrow.{name}", f"is NULL in {nulls[name]} rows")
+            faults.conform(batch.column(name), field, nulls=name not in required)
 
 
 def _plain(type: pa.DataType) -> pa.DataType:
