@@ -19,7 +19,7 @@ from foresight.pipelines.windows import Schedule
 from foresight.values import InvalidValue, check_name
 from foresight.values.instants import micros_from_instant
 
-# What `Client.write` takes, an iterator of such tables, or None for no rows.
+# What `Client.write` takes, or None for no rows.
 Rows: TypeAlias = Any
 
 BATCH_ROWS_MAX = 100_000
@@ -98,9 +98,10 @@ def pipeline(
         def weather(window: Window) -> pd.DataFrame:
             return observations(window.start, window.end)
 
-    The function gets a `Window` and returns rows with event times in it: a table as `Client.write` takes it, an
-    iterator of tables (any number of rows, in bounded memory), or None. With a parameter `run` it gets the `Run` too,
-    which has the client and counts what was read. It should give the same rows for the same window.
+    The function gets a `Window` and returns rows with event times in it: what `Client.write` takes, such as a
+    DataFrame, or in bounded memory an iterator of DataFrames or the path of a Parquet file; or None. With a parameter
+    `run` it gets the `Run` too, which has the client and counts what was read. It should give the same rows for the
+    same window.
 
     `schedule`: a cron expression, in `timezone`, or an interval; a window goes from one of its ticks to the next and
     is run `delay` after its end, when its data have arrived. Without a schedule it is run by hand only.

@@ -1,4 +1,4 @@
-"""What a pipeline's function returns, as one table of any size: an iterator's tables go through a file."""
+"""What a pipeline's function returns, in a form that can be sent twice: what comes in parts goes through a file."""
 
 from __future__ import annotations
 
@@ -15,19 +15,22 @@ from foresight.values import FeatureGroup, InvalidValue
 
 
 @contextlib.contextmanager
-def as_table(rows: Any, group: FeatureGroup) -> Iterator[pa.Table]:
-    """The table of rows for a group, with the group's types where they are known.
+def sendable(rows: Any, group: FeatureGroup) -> Iterator[tuple[pa.Table | Path, int]]:
+    """Rows for a group, with the group's types where they are known, and how many there are.
 
-    `rows`: what `to_table` takes, an iterator of such tables, or None. An iterator is written to a temporary file
-    first, and the table is a view of it, valid inside of the block: memory holds one of its tables at a time.
-    Raises InvalidValue.
+    `rows`: what `Client.write` takes, or None. What comes in parts (an iterator, a reader) is written to a temporary
+    file first, and the table is a view of it, valid inside of the block: memory holds one part at a time, the function
+    is through before anything is sent, and a lost connection costs no second run. Raises InvalidValue.
     """
     fields = (*group.entity_keys, EVENT_TIME, *group.features, KNOWN_AT, DELETED)
-    if isinstance(rows, Iterator):
+    if isinstance(rows, Path):
+        yield rows, _rows_of_file(rows)
+    elif isinstance(rows, Iterator):
         with _in_file((to_table(part, fields) for part in rows), _no_rows(group)) as table:
-            yield table
+            yield table, table.num_rows
     else:
-        yield _no_rows(group) if rows is None else to_table(rows, fields)
+        table = _no_rows(group) if rows is None else to_table(rows, fields)
+        yield table, table.num_rows
 
 
 @contextlib.contextmanager
@@ -55,7 +58,7 @@ def _like(part: pa.Table, schema: pa.Schema, number: int) -> pa.Table:
 
 
 def collect(rows: Any, group: FeatureGroup) -> pa.Table:
-    """As `as_table`, in memory: for what is made of one batch of messages."""
+    """Rows for a group as one table in memory: for what is made of one batch of messages."""
     fields = (*group.entity_keys, EVENT_TIME, *group.features, KNOWN_AT, DELETED)
     if isinstance(rows, Iterator):
         return together([to_table(part, fields) for part in rows], group)
@@ -75,3 +78,12 @@ def together(tables: Sequence[pa.Table], group: FeatureGroup) -> pa.Table:
 def _no_rows(group: FeatureGroup) -> pa.Table:
     """Without `known_at` and `deleted`: nothing is asserted."""
     return to_table([], (*group.entity_keys, EVENT_TIME, *group.features))
+
+
+def _rows_of_file(path: Path) -> int:
+    from pyarrow import parquet
+
+    try:
+        return int(parquet.read_metadata(path).num_rows)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InvalidValue("data", f"{path.name} cannot be read as a Parquet file: {error}") from None

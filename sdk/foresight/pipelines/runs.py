@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 
 from foresight.client import Commit, ForesightError, PositionMove
-from foresight.pipelines.rows import as_table
+from foresight.pipelines.rows import sendable
 from foresight.pipelines.windows import Window
 from foresight.values import FeatureGroup
 from foresight.values.pipelines import PipelineRun, PipelineStatus, RunReport, RunState, Trigger, cut_error
@@ -119,11 +119,11 @@ class Run:
 
     def _write(self, rows: Any, write_id: str, move: PositionMove | None, read: int | None = None) -> Commit | None:
         """Commits rows and moves a position; None when there was neither. `read`: None: as many as there are rows."""
-        with as_table(rows, self._described()) as table:
+        with sendable(rows, self._described()) as (data, count):
             commit = None
-            if move is not None or table.num_rows:
-                commit = self.client.write(self._group, table, write_id=write_id, source=self._pipeline, move=move)
-            self.count_in(table.num_rows if read is None else read)
+            if move is not None or count:
+                commit = self.client.write(self._group, data, write_id=write_id, source=self._pipeline, move=move)
+            self.count_in(count if read is None else read)
         # A duplicate that moves the position is the answer of this very write, asked for again after it was lost.
         if commit is not None and (move is not None or not commit.duplicate):
             self._note(rows_out=self.record.rows_out + commit.rows, commit=commit.number or self.record.commit)

@@ -36,6 +36,7 @@ SERVICES = {
         "foresight.feature_store.v1.OnlineFeatureService",
         "foresight.feature_store.v1.LogIngestionService",
         "foresight.feature_store.v1.ErasureService",
+        "foresight.feature_store.v1.FeaturePipelineService",
     },
     "trainer": {
         "foresight.trainer.v1.TrainingService",

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
+
+from pyarrow import parquet
 
 from foresight.client import Aborted, AlreadyExists, Commit, PositionMove
 from foresight.client.frames import to_table
@@ -43,7 +46,8 @@ class StoreInMemory:
         self.writes += 1
         if self.writes in self.die_before:
             raise Killed
-        commit = self._commit(to_table(data).to_pylist(), write_id or "", source, move)
+        table = parquet.read_table(data) if isinstance(data, Path) else to_table(data)
+        commit = self._commit(table.to_pylist(), write_id or "", source, move)
         if self.writes in self.die_after:
             raise Killed
         return commit

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pyarrow import parquet
 
 from foresight.client import Aborted, AlreadyExists
 from foresight.pipelines import Pipeline, Run, Schedule, Window, WindowRun, backfill, pipeline, run_once
@@ -105,6 +108,20 @@ def test_an_iterator_of_tables_becomes_one_commit() -> None:
     assert run is not None
     assert [r["place"] for r in store.rows] == ["a", "b", "c", "d"]
     assert (store.writes, run.rows_in, run.rows_out) == (1, 4, 4)
+
+
+def test_a_reader_and_a_parquet_file_are_rows_too(tmp_path: Path) -> None:
+    table = pa.table({"place": ["a", "b"], "event_time": pa.array([T0, T0], pa.timestamp("us", "UTC")), "wind": [1, 2]})
+    parquet.write_table(table, tmp_path / "rows.parquet")
+    for rows in (pa.RecordBatchReader.from_batches(table.schema, table.to_batches(1)), tmp_path / "rows.parquet"):
+        store = StoreInMemory()
+        run = run_once(hourly(lambda window, rows=rows: rows), store, now=T0 + HOUR)
+        assert run is not None
+        assert ([r["wind"] for r in store.rows], run.rows_in) == ([1.0, 2.0], 2)
+    (tmp_path / "none.parquet").write_text("no file")
+    for name in ("none.parquet", "nowhere.parquet"):
+        with pytest.raises(InvalidValue, match=name):
+            run_once(hourly(lambda window, name=name: tmp_path / name), StoreInMemory(), now=T0 + HOUR)
 
 
 def test_tables_of_an_iterator_have_the_same_columns() -> None:
