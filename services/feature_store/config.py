@@ -28,7 +28,8 @@ class RedisSettings(BaseModel, frozen=True):
         for url in urls:
             parts = urlsplit(url)
             # `port` raises ValueError when it is no number.
-            if parts.scheme not in ("redis", "rediss") or not parts.hostname or parts.port == 0 or parts.path.strip("/"):
+            is_node = bool(parts.hostname) and parts.port != 0 and not parts.path.strip("/")
+            if parts.scheme not in ("redis", "rediss") or not is_node:
                 raise ValueError("must be redis://host:port or rediss://host:port")
             if parts.username or parts.password:
                 raise ValueError("must not hold a user or password; name the user, and a file with the password")
