@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import shutil
 import subprocess
@@ -20,13 +21,16 @@ from services.runtime.settings import DatabaseSettings
 from tests.conftest import PostgresServer
 
 Run = Callable[[str], "subprocess.Popen[bytes]"]
+_NUMBERS = itertools.count()
 
 
 @pytest.fixture(scope="package")
 def feature_store(postgres_server: PostgresServer) -> Iterator[str]:
     """Address of a running feature store."""
     with ThreadPoolExecutor(1) as pool:
-        database = pool.submit(asyncio.run, postgres_server.create_database("feature_store_wire")).result()
+        # In a random order of modules the package may be come to more than once.
+        name = f"feature_store_wire_{next(_NUMBERS)}"
+        database = pool.submit(asyncio.run, postgres_server.create_database(name)).result()
     folder = Path(tempfile.mkdtemp(prefix="fs-wire-"))
     address = f"unix:{folder}/s"
     with (folder / "log").open("wb") as log:
