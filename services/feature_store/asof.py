@@ -191,7 +191,8 @@ def last_per_key(history: AsOfHistory) -> NDArray[np.int64]:
         return np.empty(0, np.int64)
     key = _key_numbers(history.keys, tuple(k.slice(0, 0) for k in history.keys))
     order = np.lexsort((history.commits, history.times, key))
-    return order[np.append(np.flatnonzero(np.diff(key[order])), len(order) - 1)]
+    ends: NDArray[np.int64] = np.append(np.flatnonzero(np.diff(key[order])), len(order) - 1)
+    return np.asarray(order[ends])
 
 
 def _ranked(

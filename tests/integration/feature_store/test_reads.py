@@ -346,7 +346,7 @@ async def test_a_cancelled_join_stops_and_leaves_nothing(store: Store, folder: P
 
     async def join() -> int:
         async with reads.read_as_of(Reference("judged"), TableRows(spine)) as joined:
-            return (await asyncio.to_thread(read_all, joined))["wind"].null_count
+            return int((await asyncio.to_thread(read_all, joined))["wind"].null_count)
 
     for pauses in (1, 5, 20, 60, 120):
         task = asyncio.create_task(join())
@@ -359,7 +359,7 @@ async def test_a_cancelled_join_stops_and_leaves_nothing(store: Store, folder: P
     assert await join() == 0
 
 
-texts = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"), max_size=20)
+texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20)
 instants = st.datetimes(datetime(1, 1, 2), datetime(9999, 12, 30)).map(lambda t: t.replace(tzinfo=UTC))  # noqa: DTZ001
 
 

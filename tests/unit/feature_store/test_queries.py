@@ -139,7 +139,7 @@ def test_a_spine_has_keys_event_time_and_what_is_wanted_or_mapped() -> None:
 
 
 instants = st.datetimes(datetime(1, 1, 2), datetime(9999, 12, 30)).map(lambda t: t.replace(tzinfo=UTC))  # noqa: DTZ001
-texts = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"), max_size=8).map(
+texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=8).map(
     lambda text: unicodedata.normalize("NFC", text)
 )
 columns = st.one_of(
