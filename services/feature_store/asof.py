@@ -25,7 +25,7 @@ from services.runtime.errors import LimitExceeded
 from services.runtime.threads import in_thread, in_thread_unless
 
 THREADS = 2
-MEMORY_MAX = "4GB"
+MEMORY_MAX = "2GB"
 # Joins at once: each may use all threads and a part of the memory.
 JOINS_MAX = 2
 # Rows of spine and history together up to which one sort in NumPy costs less than a query.

@@ -52,6 +52,10 @@ class SpillFolder:
             if spill.used:
                 await in_thread(spill.close)
 
+    def new_path(self) -> Path:
+        """A path for somebody who keeps files of his own here, which are not counted; they go with this folder."""
+        return self._scratch.new_path()
+
     def close(self) -> None:
         """Removes all files."""
         self._scratch.close()

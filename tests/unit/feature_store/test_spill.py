@@ -197,3 +197,36 @@ def test_hashes_spread_and_tell_composite_keys_apart() -> None:
         assert counts.min() > 0.9 * counts.mean()
     first, second = pa.array(["1", "12", "", "123"]), pa.array(["23", "3", "123", ""])
     assert len(set(hash_keys([first, second]).tolist())) == 4
+
+
+_KILLED = """
+import asyncio, os, signal, sys
+from pathlib import Path
+import pyarrow as pa
+from services.feature_store.spill import SpillFolder
+
+schema = pa.schema([("n", pa.int64())])
+
+async def die():
+    async with SpillFolder(Path(sys.argv[1]), reserve_bytes=0).open() as spill:
+        file = spill.file(schema)
+        file.write(pa.record_batch([pa.array(range(50_000))], schema=schema))
+        os.kill(os.getpid(), signal.SIGKILL)
+
+asyncio.run(die())
+"""
+
+
+def test_what_a_killed_process_left_is_removed_at_the_next_start(tmp_path: Path) -> None:
+    """But not what another process still works with."""
+    command = [sys.executable, "-c", _KILLED, str(tmp_path)]
+    assert subprocess.run(command, capture_output=True, timeout=60, check=False).returncode == -9
+    assert files(tmp_path)
+    one = SpillFolder(tmp_path)
+    assert not files(tmp_path)
+    one.new_path().write_text("in use")
+    other = SpillFolder(tmp_path)
+    assert len(files(tmp_path)) == 1
+    for spills in (one, other):
+        spills.close()
+    assert not files(tmp_path)
