@@ -10,6 +10,7 @@ import os
 import re
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Iterator, Sequence
@@ -26,7 +27,7 @@ from foresight.cli.terminal import instant, note, show, table
 from foresight.client import Client, ForesightError, InvalidValue, NotConnected, PipelineRun
 
 if TYPE_CHECKING:
-    from foresight.pipelines import Pipeline, Stream
+    from foresight.pipelines import JobsDatabase, Pipeline, Stream
 
 # The libraries of pipelines are loaded by the commands that run some.
 
@@ -34,6 +35,9 @@ PANEL = "Features"
 RUNS_SHOWN = 20
 WAIT_FOR_STACK_S = 120.0
 _LOOKS_EVERY_S = 0.1
+# A connection knows the certificate that it was opened with, and the stack renews them.
+CLIENT_LIFETIME_S = 86_400.0
+STOPPED_WITHIN_S = 9.0
 EXIT_CODE_AT_ONCE = 130
 _LENGTH = re.compile(r"(\d+)(s|m|h|d|w)\Z")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
@@ -211,22 +215,30 @@ async def _work(
 
     def stop() -> None:
         if stopping.is_set():
-            # A function that does not come to its end holds a thread, and that the process.
             os._exit(EXIT_CODE_AT_ONCE)
         stopping.set()
+        # A function that does not come to its end holds a thread, and that the process; killing it loses nothing.
+        last = threading.Timer(STOPPED_WITHIN_S, os._exit, [EXIT_CODE_AT_ONCE])
+        last.daemon = True
+        last.start()
 
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop)
-    client = await _client_once_there(state, stopping)
-    if client is None:
-        return
-    with client:
-        if not jobs_url:
-            jobs_url, password_file = _jobs_of_stack(state)
-        worker = Worker(found, client, JobsDatabase(jobs_url, password_file))
-        stopped = asyncio.create_task(stopping.wait())
-        stopped.add_done_callback(lambda _: worker.stop())
-        await worker.run()
+    while (client := await _client_once_there(state, stopping)) is not None:
+        with client:
+            database = JobsDatabase(jobs_url, password_file) if jobs_url else _jobs_of_stack(state)
+            worker = Worker(found, client, database)
+            over = asyncio.create_task(_is_set_within(stopping, CLIENT_LIFETIME_S))
+            running = asyncio.create_task(worker.run())
+            await asyncio.wait([over, running], return_when=asyncio.FIRST_COMPLETED)
+            worker.stop()
+            await running
+
+
+async def _is_set_within(event: asyncio.Event, seconds: float) -> bool:
+    with contextlib.suppress(TimeoutError):
+        return await asyncio.wait_for(event.wait(), seconds)
+    return False
 
 
 async def _client_once_there(state: Path | None, stopping: asyncio.Event) -> Client | None:
@@ -238,18 +250,18 @@ async def _client_once_there(state: Path | None, stopping: asyncio.Event) -> Cli
         except NotConnected:
             if time.monotonic() > give_up:
                 raise
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(stopping.wait(), _LOOKS_EVERY_S)
+        await _is_set_within(stopping, _LOOKS_EVERY_S)
     return None
 
 
-def _jobs_of_stack(state: Path | None) -> tuple[str, Path]:
+def _jobs_of_stack(state: Path | None) -> JobsDatabase:
     from deploy.local.state import read_json, state_folder
+    from foresight.pipelines import JobsDatabase
 
     jobs = (read_json(state_folder(state).connection) or {}).get("jobs")
     if jobs is None:
         raise InvalidValue("jobs_url", "is required: the stack has no jobs database; give --jobs-url")
-    return jobs["url"], Path(jobs["password_file"])
+    return JobsDatabase(jobs["url"], Path(jobs["password_file"]))
 
 
 def load_pipeline(reference: str) -> Pipeline | Stream:

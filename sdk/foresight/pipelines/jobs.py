@@ -8,8 +8,9 @@ what is missing is made again from them.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -103,11 +104,24 @@ def _scripts(version: str | None) -> tuple[Sequence[Any], str]:
 
 
 class Jobs:
-    """The jobs of an open application."""
+    """The jobs of an open application, and those among them that this worker runs."""
 
     def __init__(self, app: App, dead_after_s: float = DEAD_AFTER_S) -> None:
         self._app = app
         self._dead_after_s = dead_after_s
+        self._worker_id: int | None = None
+        self._running: set[int | None] = set()
+        self._dropped: set[int | None] = set()
+
+    @contextlib.contextmanager
+    def running(self, job: Job) -> Iterator[None]:
+        """The block in which a job is run here."""
+        self._worker_id = job.worker_id
+        self._running.add(job.id)
+        try:
+            yield
+        finally:
+            self._running.discard(job.id)
 
     async def ensure(self, pipeline: str, at: datetime | None = None) -> None:
         """Leaves a job for a pipeline behind, to be run at a time (None: now), unless one waits already."""
@@ -127,10 +141,11 @@ class Jobs:
             return
 
     async def mend(self, pipelines: Sequence[str]) -> None:
-        """Gives every pipeline its job again: takes over those of dead workers, makes those that are missing, and
-        forgets what is long over."""
+        """Gives every pipeline its job again: takes over those of dead workers and those whose end could not be
+        written down, makes those that are missing, and forgets what is long over. Call it again and again."""
         manager = self._app.job_manager
-        for job in await manager.get_stalled_jobs(task_name=TASK, seconds_since_heartbeat=self._dead_after_s):
+        stalled = await manager.get_stalled_jobs(task_name=TASK, seconds_since_heartbeat=self._dead_after_s)
+        for job in [*stalled, *await self._dropped_twice()]:
             await self._take_over(job)
         for pipeline in pipelines:
             if not await self._has_job(pipeline):
@@ -138,6 +153,20 @@ class Jobs:
         await manager.delete_old_jobs(
             JOBS_KEPT_HOURS, include_failed=True, include_cancelled=True, include_aborted=True
         )
+
+    async def _dropped_twice(self) -> list[Job]:
+        """Jobs that are said to run here and do not, as they did not the last time: the library leaves a job as it is
+        when the connection breaks while its end is written down."""
+        from procrastinate.jobs import Status
+
+        if self._worker_id is None:
+            return []
+        doing = await self._app.job_manager.list_jobs_async(
+            task=TASK, status=Status.DOING.value, worker_id=self._worker_id
+        )
+        dropped = [job for job in doing if job.id not in self._running]
+        before, self._dropped = self._dropped, {job.id for job in dropped}
+        return [job for job in dropped if job.id in before]
 
     async def _take_over(self, job: Job) -> None:
         from procrastinate.jobs import Status

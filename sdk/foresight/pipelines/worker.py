@@ -34,6 +34,7 @@ from foresight.values.pipelines import Trigger
 
 if TYPE_CHECKING:
     from procrastinate import App
+    from procrastinate.job_context import JobContext
 
 _log = structlog.get_logger()
 
@@ -105,7 +106,7 @@ class Worker:
         """Takes jobs inside of the block; the task ends when the worker is stopped or the database is away."""
         await self._database.prepare()
         app = self._database.app()
-        app.task(name=TASK, retry=retry_strategy())(self._turn)
+        app.task(name=TASK, retry=retry_strategy(), pass_context=True)(self._turn)
         async with app.open_async():
             self._jobs = Jobs(app, self._dead_after_s)
             await self._jobs.mend(list(self._pipelines))
@@ -148,19 +149,20 @@ class Worker:
             await asyncio.sleep(self._dead_after_s / 2)
             await jobs.mend(list(self._pipelines))
 
-    async def _turn(self, pipeline: str) -> None:
+    async def _turn(self, context: JobContext, pipeline: str) -> None:
         """A job: runs what is due, or a turn of a stream, and leaves the next job behind."""
-        declared = self._pipelines[pipeline]
-        try:
-            if isinstance(declared, Stream):
-                at = await self._stream(declared)
-            else:
-                at = await self._catch_up(declared)
-        except Exception as error:
-            _log.warning("run_failed", pipeline=pipeline, error=f"{type(error).__name__}: {error}")
-            raise
         assert self._jobs is not None
-        await self._jobs.ensure(pipeline, at)
+        declared = self._pipelines[pipeline]
+        with self._jobs.running(context.job):
+            try:
+                if isinstance(declared, Stream):
+                    at = await self._stream(declared)
+                else:
+                    at = await self._catch_up(declared)
+            except Exception as error:
+                _log.warning("run_failed", pipeline=pipeline, error=f"{type(error).__name__}: {error}")
+                raise
+            await self._jobs.ensure(pipeline, at)
 
     async def _catch_up(self, pipeline: Pipeline) -> datetime:
         run = await asyncio.to_thread(
