@@ -26,6 +26,9 @@ demo: setup ## Run the whole prediction service on a year of real flights (FULL=
 test: setup ## Run the tests
 	$(BIN)/python -m pytest
 
+chaos: setup ## Run the long tests with killed processes and cut connections
+	$(BIN)/python -m pytest tests/chaos
+
 up: setup ## Start the local stack in the background
 	$(BIN)/foresight up --detach
 
@@ -63,4 +66,4 @@ bench-start: setup ## Measure how long the local stack takes to be ready
 clean: ## Remove what the targets made
 	rm -rf $(VENV) var .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
-.PHONY: help setup demo test up down lint check proto lock bench-start clean
+.PHONY: help setup demo test chaos up down lint check proto lock bench-start clean

@@ -1,0 +1,1 @@
+"""Long versions of what `make test` shows shortly: `make chaos`. Not collected by default."""
