@@ -121,6 +121,21 @@ def load_module(path: Path) -> ModuleType:
     return module
 
 
+def load_named_module(name: str) -> ModuleType:
+    """The module of a name, or of a Python file, imported in this process. Raises BadParameter."""
+    if name.endswith(".py"):
+        if not Path(name).is_file():
+            raise typer.BadParameter(f"there is no file {name}")
+        return load_module(Path(name))
+    folder = str(Path.cwd())
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    try:
+        return importlib.import_module(name)
+    except Exception as error:  # noqa: BLE001 - a user's module may raise anything, and its author wants to know
+        raise typer.BadParameter(f"{name} cannot be imported: {type(error).__name__}: {error}") from None
+
+
 def _raised_by(path: Path, error: Exception) -> str:
     """What a file raised while it was imported, and at which of its lines."""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]

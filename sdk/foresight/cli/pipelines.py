@@ -2,43 +2,30 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import importlib
-import logging
-import os
 import re
-import signal
 import sys
-import threading
-import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
 
-from foresight.cli.arguments import Json, State, load_module, open_client, parse_instant
+from foresight.cli.arguments import Json, State, load_named_module, open_client, parse_instant
 from foresight.cli.terminal import instant, note, show, table
-from foresight.client import Client, ForesightError, InvalidValue, NotConnected, PipelineRun
+from foresight.cli.worker import worker
+from foresight.client import ForesightError, InvalidValue, PipelineRun
 
 if TYPE_CHECKING:
-    from foresight.pipelines import JobsDatabase, Pipeline, Stream
+    from foresight.pipelines import Pipeline, Stream
 
 # The libraries of pipelines are loaded by the commands that run some.
 
 PANEL = "Features"
 RUNS_SHOWN = 20
-WAIT_FOR_STACK_S = 120.0
-_LOOKS_EVERY_S = 0.1
-# A connection knows the certificate that it was opened with, and the stack renews them.
-CLIENT_LIFETIME_S = 86_400.0
-STOPPED_WITHIN_S = 9.0
-EXIT_CODE_AT_ONCE = 130
 _LENGTH = re.compile(r"(\d+)(s|m|h|d|w)\Z")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
@@ -176,94 +163,6 @@ def backfill(
     _show_run(done, as_json, "it was done before; give a --label to write it anew")
 
 
-def worker(
-    modules: Annotated[list[str], typer.Argument(metavar="MODULE...", help="Modules that declare pipelines.")],
-    jobs_url: Annotated[
-        str,
-        typer.Option(envvar="FORESIGHT_JOBS_URL", help="PostgreSQL URL of the jobs database; default: the stack's."),
-    ] = "",
-    jobs_password_file: Annotated[
-        Path | None,
-        typer.Option(envvar="FORESIGHT_JOBS_PASSWORD_FILE", exists=True, dir_okay=False, help="File of its password."),
-    ] = None,
-    ready_file: Annotated[Path | None, typer.Option(hidden=True)] = None,
-    state: State = None,
-) -> None:
-    """Run the schedules and streams of modules until stopped. Several workers share the work.
-
-    The first signal lets it finish what is being written, a second one ends it at once; nothing is lost by either.
-    """
-    from foresight.pipelines import declared
-
-    found = declared([load_pipeline_module(name) for name in modules])
-    _log_as_services()
-    if ready_file is not None:
-        ready_file.touch()
-    try:
-        asyncio.run(_work(found, state, jobs_url, jobs_password_file))
-    except OSError as error:
-        raise InvalidValue("jobs_password_file", f"cannot be read: {error.strerror}") from None
-
-
-async def _work(
-    found: Sequence[Pipeline | Stream], state: Path | None, jobs_url: str, password_file: Path | None
-) -> None:
-    """Runs a worker once the stack is there, until a signal comes."""
-    from foresight.pipelines import JobsDatabase, Worker
-
-    stopping = asyncio.Event()
-
-    def stop() -> None:
-        if stopping.is_set():
-            os._exit(EXIT_CODE_AT_ONCE)
-        stopping.set()
-        # A function that does not come to its end holds a thread, and that the process; killing it loses nothing.
-        last = threading.Timer(STOPPED_WITHIN_S, os._exit, [EXIT_CODE_AT_ONCE])
-        last.daemon = True
-        last.start()
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stop)
-    while (client := await _client_once_there(state, stopping)) is not None:
-        with client:
-            database = JobsDatabase(jobs_url, password_file) if jobs_url else _jobs_of_stack(state)
-            worker = Worker(found, client, database)
-            over = asyncio.create_task(_is_set_within(stopping, CLIENT_LIFETIME_S))
-            running = asyncio.create_task(worker.run())
-            await asyncio.wait([over, running], return_when=asyncio.FIRST_COMPLETED)
-            worker.stop()
-            await running
-
-
-async def _is_set_within(event: asyncio.Event, seconds: float) -> bool:
-    with contextlib.suppress(TimeoutError):
-        return await asyncio.wait_for(event.wait(), seconds)
-    return False
-
-
-async def _client_once_there(state: Path | None, stopping: asyncio.Event) -> Client | None:
-    """A client of the stack, which may be starting still; None when it is not wanted any more."""
-    give_up = time.monotonic() + WAIT_FOR_STACK_S
-    while not stopping.is_set():
-        try:
-            return Client(state)
-        except NotConnected:
-            if time.monotonic() > give_up:
-                raise
-        await _is_set_within(stopping, _LOOKS_EVERY_S)
-    return None
-
-
-def _jobs_of_stack(state: Path | None) -> JobsDatabase:
-    from deploy.local.state import read_json, state_folder
-    from foresight.pipelines import JobsDatabase
-
-    jobs = (read_json(state_folder(state).connection) or {}).get("jobs")
-    if jobs is None:
-        raise InvalidValue("jobs_url", "is required: the stack has no jobs database; give --jobs-url")
-    return JobsDatabase(jobs["url"], Path(jobs["password_file"]))
-
-
 def load_pipeline(reference: str) -> Pipeline | Stream:
     """The pipeline NAME of `MODULE:NAME` or `FILE.py:NAME`. Raises BadParameter."""
     from foresight.pipelines import Pipeline, Stream
@@ -271,25 +170,10 @@ def load_pipeline(reference: str) -> Pipeline | Stream:
     module, colon, name = reference.rpartition(":")
     if not colon or not name.isidentifier():
         raise typer.BadParameter(f"{reference!r} is not of the form MODULE:NAME or FILE.py:NAME")
-    found = getattr(load_pipeline_module(module), name, None)
+    found = getattr(load_named_module(module), name, None)
     if not isinstance(found, Pipeline | Stream):
         raise typer.BadParameter(f"{module} has no pipeline {name}")
     return found
-
-
-def load_pipeline_module(name: str) -> ModuleType:
-    """The module of a name, or of a Python file, imported in this process. Raises BadParameter."""
-    if name.endswith(".py"):
-        if not Path(name).is_file():
-            raise typer.BadParameter(f"there is no file {name}")
-        return load_module(Path(name))
-    folder = str(Path.cwd())
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
-    try:
-        return importlib.import_module(name)
-    except Exception as error:  # noqa: BLE001 - a user's module may raise anything, and its author wants to know
-        raise typer.BadParameter(f"{name} cannot be imported: {type(error).__name__}: {error}") from None
 
 
 @contextlib.contextmanager
@@ -327,23 +211,3 @@ def _seconds(run: PipelineRun) -> float | None:
     if run.started_at is None or run.finished_at is None:
         return None
     return round((run.finished_at - run.started_at).total_seconds(), 1)
-
-
-def _log_as_services() -> None:
-    """One JSON object per line; of libraries only what is wrong."""
-    from services.runtime.logs import configure_logs
-
-    configure_logs("pipelines", "INFO")
-    logging.basicConfig(level=logging.WARNING, handlers=[_Forwarded()])
-
-
-class _Forwarded(logging.Handler):
-    """What libraries log, as an event."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        import structlog
-
-        error = record.exc_info[1] if record.exc_info else None
-        structlog.get_logger().warning(
-            "library_warned", library=record.name, text=record.getMessage(), **({"error": str(error)} if error else {})
-        )
