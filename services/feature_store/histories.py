@@ -10,7 +10,9 @@ from typing import Protocol
 
 import pyarrow as pa
 
-from foresight.values import Column
+from foresight.tables import arrow_type
+from foresight.values import Column, FeatureGroup
+from services.feature_store.conformance import UTC_MICROS
 from services.feature_store.groups import StoredGroup
 
 
@@ -34,11 +36,18 @@ class BatchStream:
     next_batch: Callable[[], pa.RecordBatch | None]
 
 
+def history_schema(group: FeatureGroup, features: Sequence[str]) -> pa.Schema:
+    """Schema of the rows that a join chooses from."""
+    types = {f.name: arrow_type(f) for f in group.fields}
+    fields = [(key.name, types[key.name]) for key in group.entity_keys]
+    fields += [("event_time", UTC_MICROS), ("known_at", UTC_MICROS), ("commit", pa.int64()), ("deleted", pa.bool_())]
+    return pa.schema([*fields, *((name, types[name]) for name in features)])
+
+
 class Histories(Protocol):
     """All versions of the rows of groups, tombstones and corrections among them.
 
-    Every answer has the group's keys, `event_time`, `known_at`, `commit`, `deleted` and the `features` that are asked
-    for, of commits up to `watermark`, in any order.
+    Every answer has the columns of `history_schema`, of commits up to `watermark`, in any order.
     """
 
     async def history_within(

@@ -8,7 +8,6 @@ valid at the end of a slice carried on for each key.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -20,7 +19,7 @@ from foresight.tables import arrow_type
 from foresight.values import FeatureView
 from services.feature_store.asof import AsOfEngine, AsOfSide, counts_since, last_per_key
 from services.feature_store.conformance import one_array
-from services.feature_store.histories import BatchStream, EventTimes, Histories
+from services.feature_store.histories import BatchStream, EventTimes, Histories, history_schema
 from services.feature_store.key_hash import hash_keys
 from services.feature_store.ordered_rows import ROW, OrderedRows
 from services.feature_store.row_source import RowSource
@@ -41,14 +40,14 @@ class JoinBounds:
     """What a join holds in memory at once.
 
     `table_rows` and `table_bytes`: of a spine with its features, and of a history, up to which they are joined whole.
-    `part_rows` and `part_bytes`: of a part. `range_rows`: of what is put in order at once. `buffer_bytes`: of each
-    file that is being written.
+    `part_rows` and `part_bytes`: of either side of a part. `range_rows`: of what is put in order at once.
+    `buffer_bytes`: of each file that is being written.
     """
 
     table_rows: int = 2_000_000
     table_bytes: int = 256 << 20
     part_rows: int = 500_000
-    part_bytes: int = 64 << 20
+    part_bytes: int = 128 << 20
     range_rows: int = 65_536
     buffer_bytes: int = 64 << 20
 
@@ -140,17 +139,19 @@ class _SourceWork:
         self._group_keys = [key.name for key in source.group.group.entity_keys]
         keys = [(f"k{i}", arrow_type(key)) for i, key in enumerate(self._view_keys)]
         self._asked = pa.schema([*keys, (TIME, pa.int64()), (ROW, pa.int64())])
+        stored = history_schema(source.group.group, source.names_in_group)
+        # Of either side: the answer to a row of the spine takes about what a row of the group takes.
+        self._rows_max = max(1, min(bounds.part_rows, bounds.part_bytes // row_bytes(stored)))
 
     async def join_whole(self, spine: Spine, history: pa.Table) -> None:
         """Joins with a history that is in memory, a piece of the spine at a time."""
-        pieces = _in_pieces(self._asked_of(spine), self._bounds.part_rows)
+        pieces = _in_pieces(self._asked_of(spine), self._rows_max)
         while (piece := await in_thread(next, pieces, None)) is not None:
             await self._join(piece, history)
 
     async def divide(self, spine: Spine, history: BatchStream, rows: int) -> tuple[PartitionedRows, PartitionedRows]:
         """Spine and history in parts by their keys; `rows` is about how many they are together."""
-        wide = rows * row_bytes(history.schema)
-        count = min(PARTS_MAX, math.ceil(max(rows / self._bounds.part_rows, wide / self._bounds.part_bytes, 1)))
+        count = max(1, min(PARTS_MAX, -(-rows // self._rows_max)))
         asked = self._spill.partitions(self._asked, self._bounds.buffer_bytes)
         batches = self._asked_of(spine)
         while (batch := await in_thread(next, batches, None)) is not None:
@@ -166,7 +167,7 @@ class _SourceWork:
         """Joins part by part, and removes the parts."""
         for number in asked.partitions():
             spine_part, history_part = _Part(asked, number), _Part(history, number)
-            if spine_part.count + history_part.count <= 2 * self._bounds.part_rows:
+            if spine_part.count + history_part.count <= 2 * self._rows_max:
                 await self._join(*await in_thread(_read_both, spine_part, history_part))
             else:
                 await self._join_along_time(spine_part, history_part, history.schema.empty_table())
@@ -176,7 +177,7 @@ class _SourceWork:
     async def _join_along_time(self, asked: _Part, history: _Part, carried: pa.Table) -> pa.Table:
         """Joins a part slice by slice. `carried` are rows that count before all of `history`, one per key; the answer
         are those that count at the end."""
-        if history.count <= self._bounds.part_rows:
+        if history.count <= self._rows_max:
             rows = pa.concat_tables([carried, await in_thread(history.rows.read, history.number)])
             await self._join_pieces(asked, rows)
             return await in_thread(self._last, rows)
@@ -186,7 +187,7 @@ class _SourceWork:
             cuts = np.array([first])
             slices = await in_thread(_sliced, asked, cuts, _asked_times, self._spill, self._bounds.buffer_bytes)
             await self._join_pieces(_Part(slices, 0), carried)
-            pieces = history.tables(self._bounds.part_rows)
+            pieces = history.tables(self._rows_max)
             while (piece := await in_thread(next, pieces, None)) is not None:
                 carried = await in_thread(self._last, pa.concat_tables([carried, piece]))
             await self._join_pieces(_Part(slices, 1), carried)
@@ -201,7 +202,7 @@ class _SourceWork:
         return carried
 
     async def _join_pieces(self, asked: _Part, history: pa.Table) -> None:
-        pieces = asked.tables(self._bounds.part_rows)
+        pieces = asked.tables(self._rows_max)
         while (piece := await in_thread(next, pieces, None)) is not None:
             await self._join(piece, history)
 
@@ -245,7 +246,7 @@ class _SourceWork:
         if not len(later):
             return first, later
         times.sort()
-        pieces = -(-history.count // max(1, self._bounds.part_rows // 2))
+        pieces = -(-history.count // max(1, self._rows_max // 2))
         cuts = np.unique(np.append(times[np.arange(1, pieces) * len(times) // pieces], later.min()))
         return first, cuts[cuts > first]
 

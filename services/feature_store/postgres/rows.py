@@ -17,7 +17,7 @@ import pyarrow as pa
 from foresight.tables import arrow_type
 from foresight.values import Column, FeatureGroup, Field
 from services.feature_store.groups import StoredGroup
-from services.feature_store.histories import BatchStream, EventTimes
+from services.feature_store.histories import BatchStream, EventTimes, history_schema
 from services.feature_store.postgres.row_filters import conditions_sql, keys_join_sql
 from services.feature_store.postgres.row_tables import physical_names, table_of
 from services.feature_store.queries import Condition, GroupQuery, SpineQuery
@@ -164,14 +164,6 @@ async def streamed(database: Database, statement: str, schema: pa.Schema) -> Asy
             await in_thread(reader.close)
         finally:
             await in_thread(cursor.close)
-
-
-def history_schema(group: FeatureGroup, features: Sequence[str]) -> pa.Schema:
-    """Schema of the rows that a join chooses from."""
-    types = {f.name: arrow_type(f) for f in group.fields}
-    fields = [(key.name, types[key.name]) for key in group.entity_keys]
-    fields += [("event_time", UTC_MICROS), ("known_at", UTC_MICROS), ("commit", pa.int64()), ("deleted", pa.bool_())]
-    return pa.schema([*fields, *((name, types[name]) for name in features)])
 
 
 def instant_sql(instant: datetime) -> str:
