@@ -70,6 +70,8 @@ class Worker:
         }
         if not self._pipelines:
             raise InvalidValue("pipelines", "has no stream and no pipeline with a schedule")
+        if by_hand := sorted(declared.name for declared in pipelines if declared.name not in self._pipelines):
+            _log.info("run_by_hand_only", pipelines=by_hand)
         self._client = client
         self._database = database
         self._clock = clock

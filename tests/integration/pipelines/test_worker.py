@@ -11,10 +11,11 @@ from typing import Any
 
 import asyncpg
 import pytest
+from procrastinate.jobs import Job as JobOfLibrary
 from procrastinate.schema import migrations_path
 
 from foresight.pipelines import JobsDatabase, Message, Pipeline, Stream, Window, Worker, pipeline, stream
-from foresight.pipelines.jobs import QUEUE_BYTES_MAX, Jobs, queue_of
+from foresight.pipelines.jobs import QUEUE_BYTES_MAX, Jobs, queue_of, retry_strategy
 from foresight.values import InvalidValue
 from foresight.values.pipelines import RunState, Trigger
 from tests.conftest import MakeDatabase
@@ -300,6 +301,16 @@ async def test_a_database_that_is_away_is_waited_for(place: Place) -> None:
 def test_a_worker_needs_something_to_run(place: Place) -> None:
     with pytest.raises(InvalidValue, match="schedule"):
         place.worker(pipeline(group="weather", name="weather")(one_row))
+
+
+def test_pauses_between_tries_double_up_to_a_minute() -> None:
+    before, strategy = datetime.now(UTC), retry_strategy()
+    pauses = []
+    for attempts in (0, 1, 2, 5, 6, 50):
+        job = JobOfLibrary(queue="q", lock=None, queueing_lock=None, task_name="t", attempts=attempts)
+        decision = strategy.get_retry_decision(exception=ValueError(), job=job)
+        pauses.append(round((decision.retry_at - before).total_seconds()))
+    assert pauses == [1, 2, 4, 32, 60, 60]
 
 
 def test_every_pipeline_has_a_queue_that_the_library_can_name() -> None:
