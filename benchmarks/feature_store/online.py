@@ -15,7 +15,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,10 +35,12 @@ from services.feature_store.online_lmdb import LmdbOnlineStore
 from services.feature_store.row_source import TableRows
 
 ENTITIES, KEYS, GROUPS, FEATURES = 10_000, 64, 3, 5
-WARM_CALLS, CALLS = 200, 2_000
+CALLS = 2_000
 SIZES = (10_000, 100_000, 1_000_000, 10_000_000)
 BATCH_ROWS = 250_000
 GROWTH_MAX = 1.5
+TURNS = 8
+LOOKUPS = 2_000
 PLACE = Field("place", DataType.INT64)
 NAMES = tuple(f"f{i}" for i in range(FEATURES))
 # Of all rows; a vector asked for later than this has every feature.
@@ -109,7 +111,7 @@ def ask(store: StoreProcess, view: types_pb2.VersionRef, entities: int, calls: i
             assert all(set(feature.statuses) == {1} for feature in answer.vectors.features)
         return 1e3 * seconds
 
-    for _ in range(WARM_CALLS):
+    for _ in range(max(1, calls // 10)):
         call(warm=True)
     before = cpu_s(store.pid)
     milliseconds = [call(warm=False) for _ in range(calls)]
@@ -122,64 +124,87 @@ def cpu_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def growth_over_rpc(sizes: Sequence[int]) -> Iterator[tuple[int, Asked, int]]:
-    """For each size, smallest first: what a call for one group takes then, and the peak of the service's own memory."""
+def growth_over_rpc(sizes: Sequence[int]) -> tuple[dict[int, Asked], int]:
+    """For each size what a call for one group of so many keys takes, and the peak of the service's own memory.
+
+    All groups lie in one store and are asked in turn, so that whatever else the machine does meets all of them.
+    """
+    parts: dict[int, list[Asked]] = {size: [] for size in sizes}
     with running_store() as store:
-        view, before = define(store, "grown", groups=1), 0
+        views = {size: define(store, f"grown_{size}", groups=1) for size in sizes}
+        peak = 0
         for size in sizes:
-            fill(store, size, "grown", groups=1, start=before)
-            before = size
-            yield size, ask(store, view, size, calls=1_000), store.peak_heap_bytes()
+            fill(store, size, f"grown_{size}", groups=1)
+            peak = max(peak, store.peak_heap_bytes())
+        for _ in range(TURNS):
+            for size, view in views.items():
+                parts[size].append(ask(store, view, size, calls=CALLS // TURNS))
+    return {size: together(found) for size, found in parts.items()}, peak
+
+
+def together(parts: Sequence[Asked]) -> Asked:
+    """All calls of several turns."""
+    milliseconds = [taken for part in parts for taken in part.milliseconds]
+    return Asked(milliseconds, statistics.median(part.cpu_ms for part in parts))
 
 
 @dataclass(frozen=True, slots=True)
 class Grown:
-    """A store of some size: microseconds of a look-up of one key and of KEYS keys, and rows taken per second."""
+    """A group of some size: microseconds of a look-up of one key and of KEYS keys, and rows taken per second."""
 
     one_us: float
     many_us: float
     rows_per_s: float
 
 
-def growth_in_process(sizes: Sequence[int]) -> Iterator[tuple[int, Grown]]:
-    """For each size, smallest first, what look-ups of random keys take; medians."""
+def growth_in_process(sizes: Sequence[int]) -> dict[int, Grown]:
+    """For each size what look-ups of random keys take in a group of so many; medians of turns, as over the RPC."""
     features = tuple(Field(name, DataType.FLOAT64) for name in NAMES)
-    group = StoredGroup(1, FeatureGroup("places", (PLACE,), features, version=1))
+    groups = {
+        size: StoredGroup(id, FeatureGroup(f"places_{id}", (PLACE,), features, version=1))
+        for id, size in enumerate(sizes, 1)
+    }
     with tempfile.TemporaryDirectory(prefix="fs-bench-") as folder, asyncio.Runner() as runner:
         store = LmdbOnlineStore(Path(folder) / "online")
-        before = 0
-        for size in sizes:
-            started = time.perf_counter()
-            for first in range(before, size, BATCH_ROWS):
-                some = rows(first, min(BATCH_ROWS, size - first))
-                some = some.append_column("commit", pa.array(np.full(some.num_rows, 1, np.int64)))
-                some = some.append_column("deleted", pa.array(np.zeros(some.num_rows, np.bool_)))
-                runner.run(store.apply(1, [CommittedRows(group, TableRows(some))]))
-            taken = (size - before) / (time.perf_counter() - started)
-            before = size
-            one, many = (_looked_up(runner, store, group, size, keys) for keys in (1, KEYS))
-            yield size, Grown(one, many, taken)
+        rates = {size: runner.run(_filled(store, group, size)) for size, group in groups.items()}
+        taken: dict[tuple[int, int], list[float]] = {}
+        for turn in range(TURNS):
+            for size, group in groups.items():
+                for keys in (1, KEYS):
+                    chance = np.random.default_rng(turn)
+                    found = runner.run(_looked_up(store, group, size, keys, chance))
+                    taken.setdefault((size, keys), []).append(found)
         store.close()
+    middle = {asked: statistics.median(times) for asked, times in taken.items()}
+    return {size: Grown(middle[size, 1], middle[size, KEYS], rates[size]) for size in sizes}
 
 
-def _looked_up(runner: asyncio.Runner, store: LmdbOnlineStore, group: StoredGroup, size: int, keys: int) -> float:
-    """Microseconds of a look-up of random keys."""
-    chance, calls = np.random.default_rng(keys), 4_000 if keys == 1 else 1_000
-    asked = [
-        [KeyQuery(group, (Column("place", PLACE.type, chance.integers(0, size, keys)),))] for _ in range(2 * calls)
-    ]
+async def _filled(store: LmdbOnlineStore, group: StoredGroup, size: int) -> float:
+    """Fills a group as the applier does; rows per second."""
+    started = time.perf_counter()
+    for first in range(0, size, BATCH_ROWS):
+        some = rows(first, min(BATCH_ROWS, size - first))
+        some = some.append_column("commit", pa.array(np.full(some.num_rows, 1, np.int64)))
+        some = some.append_column("deleted", pa.array(np.zeros(some.num_rows, np.bool_)))
+        await store.apply(1, [CommittedRows(group, TableRows(some))])
+    return size / (time.perf_counter() - started)
 
-    async def run() -> list[float]:
-        taken = []
-        for number, queries in enumerate(asked):
-            started = time.perf_counter()
-            lookup = await store.lookup(queries)
-            if number >= calls:
-                taken.append(1e6 * (time.perf_counter() - started))
-            assert lookup.found[0][0] is not None
-        return taken
 
-    return statistics.median(runner.run(run()))
+async def _looked_up(
+    store: LmdbOnlineStore, group: StoredGroup, size: int, keys: int, chance: np.random.Generator
+) -> float:
+    """Microseconds of a look-up of random keys, the median of a turn."""
+    calls = LOOKUPS if keys == 1 else LOOKUPS // 4
+    columns = [Column("place", PLACE.type, chance.integers(0, size, keys)) for _ in range(2 * calls)]
+    taken = []
+    for number, column in enumerate(columns):
+        queries = [KeyQuery(group, (column,))]
+        started = time.perf_counter()
+        lookup = await store.lookup(queries)
+        if number >= calls:
+            taken.append(1e6 * (time.perf_counter() - started))
+        assert lookup.found[0].whole
+    return statistics.median(taken)
 
 
 def call_results() -> list[Result]:
@@ -201,21 +226,18 @@ def call_results() -> list[Result]:
 
 def growth_results(sizes: Sequence[int]) -> list[Result]:
     """Look-up times by the number of keys, and how much longer they take in the largest store."""
+    inside = growth_in_process(sizes)
+    own_peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    outside, peak = growth_over_rpc(sizes)
     results: list[Result] = []
-    inside = dict(growth_in_process(sizes))
-    for size, grown in inside.items():
+    for size in sizes:
+        grown, asked = inside[size], outside[size]
         results += [
             Result(f"{size:,} keys: look-up of one, in process", grown.one_us, "µs"),
             Result(f"{size:,} keys: look-up of {KEYS}, in process", grown.many_us, "µs"),
             Result(f"{size:,} keys: taken per second, in process", grown.rows_per_s, "rows/s"),
-        ]
-    outside: dict[int, Asked] = {}
-    for size, asked, peak in growth_over_rpc(sizes):
-        outside[size] = asked
-        results += [
             Result(f"{size:,} keys: p50 of {KEYS} through the RPC", asked.p50_ms, "ms"),
             Result(f"{size:,} keys: CPU of the service per call", 1e3 * asked.cpu_ms, "µs"),
-            Result(f"{size:,} keys: the service's own memory", peak / 2**20, "MiB"),
         ]
     least, most = min(sizes), max(sizes)
 
@@ -227,7 +249,12 @@ def growth_results(sizes: Sequence[int]) -> list[Result]:
         # Bare, a key costs less than a microsecond in a small store; in a large one it waits for memory as well.
         ratio(f"look-up of {KEYS}, in process", lambda size: inside[size].many_us, at_most=None),
         ratio(f"p50 of {KEYS} through the RPC", lambda size: outside[size].p50_ms),
-        Result("peak memory of the in-process store", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, "MiB"),
+        Result("peak of the service's own memory", peak / 2**20, "MiB"),
+        Result(
+            "peak memory of the in-process store, its file among it",
+            resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+            "MiB",
+        ),
     ]
     draw(inside, outside)
     return results
