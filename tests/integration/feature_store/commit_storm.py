@@ -171,9 +171,9 @@ async def _up_to(store: Store, commit: int, groups: list[StoredGroup]) -> tuple[
         for group in groups
     )
     async with store.database.statements() as connection:
-        statement = f"SELECT count(*), coalesce(sum(k0), 0) FROM ({parts}) AS rows"
-        found = (await connection.exec_driver_sql(statement)).one()
-    return int(found[0]), int(found[1])
+        statement = f"SELECT count(*) AS rows, coalesce(sum(k0), 0) AS total FROM ({parts}) AS found"
+        found = (await connection.exec_driver_sql(statement)).mappings().one()
+    return int(found["rows"]), int(found["total"])
 
 
 async def _cut(outside: asyncpg.Connection, weather: Weather, seen: Seen, over: asyncio.Event) -> None:
