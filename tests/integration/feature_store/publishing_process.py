@@ -34,6 +34,7 @@ UTC_MICROS = pa.timestamp("us", "UTC")
 BATCHES = 3
 ROWS_MAX = 300
 PAUSE_S = 0.05
+ATTEMPTS = 1_000
 SCHEMA = pa.schema([("id", pa.int64()), ("event_time", UTC_MICROS), ("value", pa.float64())])
 
 
@@ -81,12 +82,13 @@ async def publish(commits: CommitLog, groups: list[StoredGroup], name: str, firs
 
 
 async def patiently(call: Callable[P, Awaitable[R]], *given: P.args, **named: P.kwargs) -> R:
-    """The answer of a call that is repeated while its connection is cut."""
-    while True:
+    """The answer of a call that is repeated while its connection is cut, but not once the database is gone."""
+    for _ in range(ATTEMPTS):
         try:
             return await call(*given, **named)
         except Unavailable:
             await asyncio.sleep(0.01)
+    raise TimeoutError("the database does not come back")
 
 
 async def main(url: str, password_file: str, life: str, writers: str, writes: str) -> None:
