@@ -33,6 +33,8 @@ from services.feature_store.groups import StoredGroup
 from services.feature_store.online import CommittedRows, KeyQuery
 from services.feature_store.online_lmdb import LmdbOnlineStore
 from services.feature_store.row_source import TableRows
+from services.feature_store.vectors import assemble
+from services.feature_store.view_plan import plan_view
 
 ENTITIES, KEYS, GROUPS, FEATURES = 10_000, 64, 3, 5
 CALLS = 2_000
@@ -207,6 +209,40 @@ async def _looked_up(
     return statistics.median(taken)
 
 
+def read_in_process(calls: int = CALLS) -> float:
+    """CPU microseconds of an answer without the RPC: KEYS random keys are found in GROUPS groups, and judged."""
+    features = tuple(Field(name, DataType.FLOAT64) for name in NAMES)
+    groups = [
+        StoredGroup(id, FeatureGroup(f"places_{id}", (PLACE,), features, version=1)) for id in range(1, GROUPS + 1)
+    ]
+    sources = tuple(
+        ViewSource(stored.group.name, tuple(ViewFeature(name) for name in NAMES), prefix=f"g{i}_", group_version=1)
+        for i, stored in enumerate(groups)
+    )
+    view = FeatureView("places", Field("label", DataType.BOOL), sources, entity_keys=(PLACE,), version=1)
+    plan = plan_view(view, groups)
+    chance = np.random.default_rng(1)
+    columns = [Column("place", PLACE.type, chance.integers(0, ENTITIES, KEYS)) for _ in range(calls)]
+    asked_at = int(ASKED_AT.timestamp()) * 1_000_000
+
+    async def run(store: LmdbOnlineStore) -> float:
+        for group in groups:
+            await _filled(store, group, ENTITIES)
+        before = time.process_time()
+        for column in columns:
+            queries = [KeyQuery(source.group, (column,)) for source in plan.sources]
+            vectors = assemble(plan, await store.lookup(queries), asked_at)
+            assert len(vectors.features) == GROUPS * FEATURES
+        return 1e6 * (time.process_time() - before) / calls
+
+    with tempfile.TemporaryDirectory(prefix="fs-bench-") as folder:
+        store = LmdbOnlineStore(Path(folder) / "online")
+        try:
+            return asyncio.run(run(store))
+        finally:
+            store.close()
+
+
 def call_results() -> list[Result]:
     """A call for KEYS keys over GROUPS groups."""
     with running_store() as store:
@@ -220,6 +256,7 @@ def call_results() -> list[Result]:
         Result(f"{named}: p99 through the RPC", asked.p99_ms, "ms"),
         Result(f"{named}: CPU of the service per call", 1e3 * asked.cpu_ms, "µs"),
         Result(f"{named}: CPU of the service per entity", 1e3 * asked.cpu_ms / KEYS, "µs"),
+        Result(f"{named}: CPU per call in process", read_in_process(), "µs"),
         Result(f"{named}: peak memory of the service", peak / 2**20, "MiB"),
     ]
 
