@@ -287,11 +287,7 @@ def growth_results(sizes: Sequence[int]) -> list[Result]:
         ratio(f"look-up of {KEYS}, in process", lambda size: inside[size].many_us, at_most=None),
         ratio(f"p50 of {KEYS} through the RPC", lambda size: outside[size].p50_ms),
         Result("peak of the service's own memory", peak / 2**20, "MiB"),
-        Result(
-            "peak memory of the in-process store, its file among it",
-            resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-            "MiB",
-        ),
+        Result("peak memory of the in-process store, its file among it", own_peak, "MiB"),
     ]
     draw(inside, outside)
     return results
