@@ -100,15 +100,23 @@ class Deployments:
 
     def listing(self) -> list[ServingState]:
         """Every deployment, by name."""
-        states = []
-        for name, wanted in sorted(self._wanted.items()):
-            served = self._serving.get(name)
-            current = served is not None and served.deployment.answers_like(wanted)
-            cause = "" if current else self._causes.get(name, "it is being loaded")
-            model = served.deployment.version.model if served else None
-            failed = not current and name in self._causes
-            states.append(ServingState(name, model, cause, wanted.version.model, failed))
-        return states
+        return [self._state(wanted) for _, wanted in sorted(self._wanted.items())]
+
+    def state(self, name: str) -> ServingState:
+        """One deployment. Raises what `wanted` raises."""
+        return self._state(self.wanted(name))
+
+    def all_serving(self) -> list[Served]:
+        """What answers, by name of the deployment."""
+        return [served for _, served in sorted(self._serving.items())]
+
+    def _state(self, wanted: Deployment) -> ServingState:
+        served = self._serving.get(wanted.name)
+        current = served is not None and served.deployment.answers_like(wanted)
+        cause = "" if current else self._causes.get(wanted.name, "it is being loaded")
+        model = served.deployment.version.model if served else None
+        failed = not current and wanted.name in self._causes
+        return ServingState(wanted.name, model, cause, wanted.version.model, failed)
 
     def wanted(self, name: str) -> Deployment:
         """The deployment as the trainer wants it. Raises InvalidValue, NotFound and Unavailable."""

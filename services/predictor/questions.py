@@ -42,9 +42,8 @@ def check_question(
 
     Raises InvalidValue with one violation per column at fault, and OutOfRange for an event time too far ahead.
     """
-    keys, request_features = _take(
-        columns, plan.keys, plan.request_features, "neither an entity key nor a request feature"
-    )
+    stranger = "neither an entity key nor a request feature"
+    keys, request_features = _take(columns, plan.keys, plan.request_features, stranger)
     return Question(_rows_of(columns), keys, request_features, _time_of(event_time, now))
 
 
