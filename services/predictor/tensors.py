@@ -53,8 +53,9 @@ def check_shape(shape: Sequence[int], where: str) -> int:
     field = f"{where}.shape"
     if not 1 <= len(shape) <= DIMENSIONS_MAX:
         raise InvalidValue(field, f"has {len(shape)} dimensions, not 1 to {DIMENSIONS_MAX}")
-    if min(shape) < 0:
-        raise InvalidValue(field, f"has the negative dimension {min(shape)}")
+    if min(shape) < 1:
+        # Nothing is asked with no elements, and beside a 0 the others could be of any size.
+        raise InvalidValue(field, f"has the dimension {min(shape)}, which is not 1 or more")
     elements = math.prod(shape)
     if elements > ELEMENTS_MAX:
         raise InvalidValue(field, f"has {elements:,} elements, more than {ELEMENTS_MAX:,}")
