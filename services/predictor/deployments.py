@@ -160,21 +160,27 @@ class Deployments:
         """Follows the trainer until it is cancelled."""
         async with asyncio.TaskGroup() as tasks:
             self._tasks = tasks
-            kept = await asyncio.to_thread(self._restore)
-            if kept:
-                await self._accept(kept, tasks)
-            pause = BACKOFF_MIN_S
-            while True:
-                try:
-                    async for table in self._source.watch():
-                        pause = BACKOFF_MIN_S
-                        await self._accept(table, tasks)
-                except (ServiceError, InvalidValue) as error:
-                    log.warning("watch_interrupted", reason=str(error)[:CAUSE_CHARACTERS_MAX])
-                except Exception as error:  # A supervised loop: what serves goes on serving
-                    log.exception("watch_failed", exc_info=error)
-                await asyncio.sleep(pause * (0.5 + self._jitter() / 2))
-                pause = min(2 * pause, BACKOFF_MAX_S)
+            try:
+                await self._watch(tasks)
+            finally:
+                self._tasks = None
+
+    async def _watch(self, tasks: asyncio.TaskGroup) -> None:
+        kept = await asyncio.to_thread(self._restore)
+        if kept:
+            await self._accept(kept, tasks)
+        pause = BACKOFF_MIN_S
+        while True:
+            try:
+                async for table in self._source.watch():
+                    pause = BACKOFF_MIN_S
+                    await self._accept(table, tasks)
+            except (ServiceError, InvalidValue) as error:
+                log.warning("watch_interrupted", reason=str(error)[:CAUSE_CHARACTERS_MAX])
+            except Exception as error:  # A supervised loop: what serves goes on serving
+                log.exception("watch_failed", exc_info=error)
+            await asyncio.sleep(pause * (0.5 + self._jitter() / 2))
+            pause = min(2 * pause, BACKOFF_MAX_S)
 
     async def _accept(self, table: Sequence[Deployment], tasks: asyncio.TaskGroup) -> None:
         """Starts to load what changed and lets go of what is gone."""
