@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
-PROTOS = $(shell cd protos && find foresight -name '*.proto' | sort)
+PROTOS = $(shell cd protos && find foresight inference -name '*.proto' | sort)
 
 .DEFAULT_GOAL := help
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gateway.policy import ROLES, SERVICES, Role
+from gateway.policy import PREFIXES, ROLES, SERVICES, Role, is_prefix
 from gateway.refusals import REFUSALS, Refusal
 from gateway.upstreams import RETRY_POLICY, Limits
 
@@ -134,7 +134,11 @@ def _connection_manager(access_log: Path, limits: Limits) -> Json:
         "route_config": {
             "request_headers_to_remove": REMOVED_HEADERS,
             "virtual_hosts": [
-                {"name": "services", "domains": ["*"], "routes": [_route(*item) for item in SERVICES.items()]}
+                {
+                    "name": "services",
+                    "domains": ["*"],
+                    "routes": [_route(name, prefix) for name, prefixes in SERVICES.items() for prefix in prefixes],
+                }
             ],
         },
         "http_filters": [
@@ -182,7 +186,7 @@ def _access() -> Json:
                     **{role.name: _policy(role) for role in ROLES},
                     # A path without a route is answered UNIMPLEMENTED, to whoever may call anything at all.
                     "unrouted": {
-                        "permissions": [{"not_rule": {"or_rules": {"rules": _paths(tuple(SERVICES.values()))}}}],
+                        "permissions": [{"not_rule": {"or_rules": {"rules": _paths(PREFIXES)}}}],
                         "principals": [_principal(role) for role in ROLES],
                     },
                 },
@@ -195,8 +199,8 @@ def _policy(role: Role) -> Json:
     return {"permissions": _paths(role.paths), "principals": [_principal(role)]}
 
 
-def _paths(prefixes: Sequence[str]) -> list[Json]:
-    return [{"url_path": {"path": {"prefix": prefix}}} for prefix in prefixes]
+def _paths(paths: Sequence[str]) -> list[Json]:
+    return [{"url_path": {"path": {"prefix" if is_prefix(path) else "exact": path}}} for path in paths]
 
 
 def _principal(role: Role) -> Json:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib.metadata
 import sys
 from collections.abc import AsyncIterator, Coroutine
 
 from foresight.predictor.v1 import prediction_pb2_grpc
 from foresight.transforms import TransformSet
+from inference import grpc_service_pb2_grpc
 from services.predictor.artifacts import ArtifactCache
 from services.predictor.config import PredictorSettings
 from services.predictor.deployments import Deployments
 from services.predictor.feature_store_client import FeatureStoreClient
+from services.predictor.inference_servicer import INFERENCE_SERVICE, InferenceServicer
 from services.predictor.logger_client import LoggerClient, decode_record, encode_record
 from services.predictor.models import ModelCache
 from services.predictor.prediction import Predictor
@@ -85,7 +88,9 @@ async def serve(settings: PredictorSettings) -> None:
         server = Server(settings, metrics)
         servicer = PredictionServicer(predictor, verifier, deployments, spool)
         prediction_pb2_grpc.add_PredictionServiceServicer_to_server(servicer, server.grpc)
-        await server.run([SERVICE], ready)
+        inference = InferenceServicer(predictor, deployments, ready, importlib.metadata.version("foresight"))
+        grpc_service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(inference, server.grpc)
+        await server.run([SERVICE, INFERENCE_SERVICE], ready)
 
 
 def _open_spool(settings: PredictorSettings) -> Spool:

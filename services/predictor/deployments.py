@@ -6,24 +6,26 @@ keeps the version that it began with, and the old version serves until the new o
 shows its cause in `listing`, leaves the old version serving, and is tried again with growing pauses.
 
 What serves is kept in a file, so that a restarted predictor serves without trainer and feature store registry.
+
+An operator may unload a deployment: it then answers MODEL_NOT_READY here until it is loaded again or the process
+starts anew. Loading also tries at once what would be tried after a pause.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Sequence
 
 import structlog
 
 from foresight.transforms import TransformSet, Untrusted
-from foresight.values import FeatureView, InvalidValue, check_name
-from services.predictor.models import LoadedModel, ModelCache
-from services.predictor.plans import ViewPlan, plan_view
+from foresight.values import InvalidValue, check_name
+from services.predictor.models import ModelCache
+from services.predictor.plans import plan_view
+from services.predictor.serving import DeploymentSource, Served, ServingState, ViewPacker
 from services.predictor.serving_file import ServingFile
-from services.predictor.versions import Deployment, VersionRef
+from services.predictor.versions import Deployment
 from services.predictor.views import ViewCatalogue
 from services.runtime.errors import FailedPrecondition, ModelNotReady, NotFound, ServiceError, Unavailable
 
@@ -33,52 +35,7 @@ DEPLOYMENTS_MAX = 1_000
 BACKOFF_MIN_S = 0.1
 BACKOFF_MAX_S = 5.0
 CAUSE_CHARACTERS_MAX = 300
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Served:
-    """A deployment that answers: everything that a request needs, unchanged as long as it runs."""
-
-    deployment: Deployment
-    plan: ViewPlan
-    model: LoadedModel
-
-
-@dataclass(frozen=True, slots=True)
-class ServingState:
-    """A deployment as this replica sees it; `cause` says why the wanted version does not answer."""
-
-    deployment: str
-    model: VersionRef | None
-    cause: str
-
-
-class DeploymentSource(Protocol):
-    """Where deployments come from, and how they are kept."""
-
-    def watch(self) -> AsyncIterator[Sequence[Deployment]]:
-        """All deployments, at once and after every change. Raises Unavailable."""
-        ...
-
-    def pack(self, deployments: Sequence[Deployment]) -> bytes:
-        """The bytes to keep."""
-        ...
-
-    def unpack(self, data: bytes) -> Sequence[Deployment]:
-        """The deployments of kept bytes. Raises InvalidValue."""
-        ...
-
-
-class ViewPacker(Protocol):
-    """How views are kept."""
-
-    def pack_view(self, view: FeatureView) -> bytes:
-        """The bytes to keep."""
-        ...
-
-    def unpack_view(self, data: bytes) -> FeatureView:
-        """The view of kept bytes. Raises InvalidValue."""
-        ...
+UNLOADED = "an operator unloaded it on this replica"
 
 
 class Deployments:
@@ -108,7 +65,9 @@ class Deployments:
         self._causes: dict[str, str] = {}
         self._loading: dict[str, asyncio.Task[None]] = {}
         self._undecided: set[str] = set()
+        self._unloaded: set[str] = set()
         self._delivered = False
+        self._tasks: asyncio.TaskGroup | None = None
 
     @property
     def ready(self) -> bool:
@@ -141,32 +100,87 @@ class Deployments:
 
     def listing(self) -> list[ServingState]:
         """Every deployment, by name."""
-        states = []
-        for name, wanted in sorted(self._wanted.items()):
-            served = self._serving.get(name)
-            current = served is not None and served.deployment.answers_like(wanted)
-            cause = "" if current else self._causes.get(name, "it is being loaded")
-            states.append(ServingState(name, served.deployment.version.model if served else None, cause))
-        return states
+        return [self._state(wanted) for _, wanted in sorted(self._wanted.items())]
+
+    def state(self, name: str) -> ServingState:
+        """One deployment. Raises what `wanted` raises."""
+        return self._state(self.wanted(name))
+
+    def all_serving(self) -> list[Served]:
+        """What answers, by name of the deployment."""
+        return [served for _, served in sorted(self._serving.items())]
+
+    def _state(self, wanted: Deployment) -> ServingState:
+        served = self._serving.get(wanted.name)
+        current = served is not None and served.deployment.answers_like(wanted)
+        cause = "" if current else self._causes.get(wanted.name, "it is being loaded")
+        model = served.deployment.version.model if served else None
+        failed = not current and wanted.name in self._causes
+        return ServingState(wanted.name, model, cause, wanted.version.model, failed)
+
+    def wanted(self, name: str) -> Deployment:
+        """The deployment as the trainer wants it. Raises InvalidValue, NotFound and Unavailable."""
+        if (deployment := self._wanted.get(name)) is not None:
+            return deployment
+        check_name(name, "deployment")
+        if not self._delivered:
+            raise Unavailable("the deployments are not known yet", deployment=name)
+        raise NotFound("deployment", name)
+
+    async def load(self, name: str) -> None:
+        """Serves the wanted version, at once and also after `unload`; nothing happens where it serves already.
+
+        Raises what `wanted` raises, and why the version cannot be loaded now; it is then tried again as usual.
+        """
+        wanted = self.wanted(name)
+        self._unloaded.discard(name)
+        served = self._serving.get(name)
+        if served is not None and served.deployment.answers_like(wanted):
+            return
+        if self._tasks is None:
+            raise Unavailable("this replica is stopping", deployment=name)
+        self._let_go(name)
+        failure = await self._start(wanted, self._tasks)
+        if failure is not None:
+            raise failure
+
+    def unload(self, name: str) -> None:
+        """Stops serving a deployment here until `load` or the next start. Raises what `wanted` raises.
+
+        Requests that have begun keep their version and are answered.
+        """
+        self.wanted(name)
+        self._let_go(name)
+        self._unloaded.add(name)
+        self._causes[name] = UNLOADED
+        self._serving = {other: served for other, served in self._serving.items() if other != name}
+        log.info("model_unloaded", deployment=name)
 
     async def run(self) -> None:
         """Follows the trainer until it is cancelled."""
         async with asyncio.TaskGroup() as tasks:
-            kept = await asyncio.to_thread(self._restore)
-            if kept:
-                await self._accept(kept, tasks)
-            pause = BACKOFF_MIN_S
-            while True:
-                try:
-                    async for table in self._source.watch():
-                        pause = BACKOFF_MIN_S
-                        await self._accept(table, tasks)
-                except (ServiceError, InvalidValue) as error:
-                    log.warning("watch_interrupted", reason=str(error)[:CAUSE_CHARACTERS_MAX])
-                except Exception as error:  # A supervised loop: what serves goes on serving
-                    log.exception("watch_failed", exc_info=error)
-                await asyncio.sleep(pause * (0.5 + self._jitter() / 2))
-                pause = min(2 * pause, BACKOFF_MAX_S)
+            self._tasks = tasks
+            try:
+                await self._watch(tasks)
+            finally:
+                self._tasks = None
+
+    async def _watch(self, tasks: asyncio.TaskGroup) -> None:
+        kept = await asyncio.to_thread(self._restore)
+        if kept:
+            await self._accept(kept, tasks)
+        pause = BACKOFF_MIN_S
+        while True:
+            try:
+                async for table in self._source.watch():
+                    pause = BACKOFF_MIN_S
+                    await self._accept(table, tasks)
+            except (ServiceError, InvalidValue) as error:
+                log.warning("watch_interrupted", reason=str(error)[:CAUSE_CHARACTERS_MAX])
+            except Exception as error:  # A supervised loop: what serves goes on serving
+                log.exception("watch_failed", exc_info=error)
+            await asyncio.sleep(pause * (0.5 + self._jitter() / 2))
+            pause = min(2 * pause, BACKOFF_MAX_S)
 
     async def _accept(self, table: Sequence[Deployment], tasks: asyncio.TaskGroup) -> None:
         """Starts to load what changed and lets go of what is gone."""
@@ -176,24 +190,39 @@ class Deployments:
         gone = self._wanted.keys() - wanted.keys()
         changed = [d for d in wanted.values() if not _same(self._wanted.get(d.name), d)]
         self._wanted = wanted
-        for name in (*gone, *(d.name for d in changed)):
-            if (task := self._loading.pop(name, None)) is not None:
-                task.cancel()
-            self._causes.pop(name, None)
-            self._undecided.discard(name)
+        self._unloaded -= gone
+        to_load = [d for d in changed if d.name not in self._unloaded]
+        for name in (*gone, *(d.name for d in to_load)):
+            self._let_go(name)
         if gone:
             self._serving = {name: s for name, s in self._serving.items() if name in wanted}
-        for deployment in changed:
+        for deployment in to_load:
             served = self._serving.get(deployment.name)
             if served is None and not self.ready:
                 self._undecided.add(deployment.name)
             if served is None or not served.deployment.answers_like(deployment):
-                self._loading[deployment.name] = tasks.create_task(self._follow(deployment))
+                self._start(deployment, tasks)
         self._delivered = True
         if gone or changed:
             await self._keep()
 
-    async def _follow(self, deployment: Deployment) -> None:
+    def _let_go(self, name: str) -> None:
+        """Ends what is under way for a deployment; what serves goes on."""
+        if (task := self._loading.pop(name, None)) is not None:
+            task.cancel()
+        self._causes.pop(name, None)
+        self._undecided.discard(name)
+
+    def _start(self, deployment: Deployment, tasks: asyncio.TaskGroup) -> asyncio.Future[ServiceError | None]:
+        """Starts to load a deployment; answers what became of the first try, None: it serves."""
+        first: asyncio.Future[ServiceError | None] = asyncio.get_running_loop().create_future()
+        task = tasks.create_task(self._follow(deployment, first))
+        # Not by the task itself: one that is cancelled before it begins never runs.
+        task.add_done_callback(lambda _: _tell(first, _superseded(deployment)))
+        self._loading[deployment.name] = task
+        return first
+
+    async def _follow(self, deployment: Deployment, first: asyncio.Future[ServiceError | None]) -> None:
         """Loads a deployment, as often as it takes, and swaps it in."""
         name = deployment.name
         pause = BACKOFF_MIN_S
@@ -206,10 +235,12 @@ class Deployments:
                 if not isinstance(error, Unavailable):
                     self._undecided.discard(name)
                 log.warning("deployment_not_loaded", deployment=name, cause=self._causes[name])
+                _tell(first, error)
             except Exception as error:  # A supervised loop: one deployment's fault is its own
                 self._causes[name] = "it cannot be loaded; the predictor's log has the details"
                 self._undecided.discard(name)
                 log.exception("deployment_not_loaded", deployment=name, exc_info=error)
+                _tell(first, FailedPrecondition(self._causes[name], deployment=name))
             await asyncio.sleep(pause * (0.5 + self._jitter() / 2))
             pause = min(2 * pause, BACKOFF_MAX_S)
         # Kept first: what has once answered answers after a restart, too.
@@ -219,6 +250,7 @@ class Deployments:
         self._causes.pop(name, None)
         self._undecided.discard(name)
         self._loading.pop(name, None)
+        _tell(first, None)
         log.info("model_loaded", deployment=name, model=str(deployment.version.model))
 
     async def _load(self, deployment: Deployment) -> Served:
@@ -261,6 +293,16 @@ class Deployments:
             return []
         log.info("serving_table_restored", deployments=len(deployments))
         return deployments
+
+
+def _tell(first: asyncio.Future[ServiceError | None], outcome: ServiceError | None) -> None:
+    # Whoever waited may have gone, and later tries have nobody to tell.
+    if not first.done():
+        first.set_result(outcome)
+
+
+def _superseded(deployment: Deployment) -> ServiceError:
+    return Unavailable(f"{deployment.name} changed while it was being loaded", deployment=deployment.name)
 
 
 def _same(known: Deployment | None, wanted: Deployment) -> bool:

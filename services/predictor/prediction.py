@@ -2,6 +2,8 @@
 
     check -> look up -> policies -> transforms -> score -> record -> spool -> answer
 
+Where the caller gives the features that the model takes, look-up, policies and transforms are left out.
+
 The stages share nothing but their arguments. A request keeps the deployment's version that it began with. Whatever
 fails before the spool leaves nothing behind; after it, the answer is sent. The event loop does the work for a few
 rows, which takes less than a hop to a thread; more rows go to a thread.
@@ -21,11 +23,11 @@ import structlog
 
 from foresight.transforms import TransformSet, Untrusted
 from foresight.values import Column
-from services.predictor.deployments import Served
 from services.predictor.plans import ViewPlan
 from services.predictor.policies import Missing, ResolvedFeature, apply_policies, missing_of
-from services.predictor.questions import Question, check_question
+from services.predictor.questions import Question, check_given, check_question
 from services.predictor.records import PredictionRecord
+from services.predictor.serving import Served
 from services.predictor.spool import Spool
 from services.predictor.telemetry import Telemetry
 from services.predictor.vectors import NO_VECTORS, Vectors, VectorSource
@@ -46,7 +48,11 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Request:
-    """What a client asks; `remaining_s` is the time that it still waits, None: forever."""
+    """What a client asks; `remaining_s` is the time that it still waits, None: forever.
+
+    `served`: the version that must answer, as the columns were read for it; None: whichever serves. `given`: the
+    columns are the features that the model takes, see `check_given`.
+    """
 
     deployment: str
     columns: Mapping[str, Column]
@@ -54,6 +60,8 @@ class Request:
     caller: str
     request_id: str
     remaining_s: float | None
+    served: Served | None = None
+    given: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -112,10 +120,10 @@ class Predictor:
         OutOfRange, Unavailable, SpoolFull and LimitExceeded; then nothing was recorded.
         """
         started = time.perf_counter()
-        served = self._table.serving(request.deployment)
+        served = request.served or self._table.serving(request.deployment)
         name = served.deployment.name
         try:
-            question = check_question(served.plan, request.columns, request.event_time, self._clock())
+            question = self._check(request, served)
             vectors = await self._look_up(served.plan, question, request.remaining_s)
             if question.rows <= ROWS_ON_LOOP_MAX:
                 scored = self._score(request, served, question, vectors, started)
@@ -127,12 +135,20 @@ class Predictor:
                     await asyncio.to_thread(self._spool.sync)
         except BaseException as error:
             self._telemetry.failed(name, error)
+            served.tally.failed(time.perf_counter() - started)
             raise
         self._telemetry.answered(name, question.rows)
+        served.tally.answered(question.rows, time.perf_counter() - started, self._clock())
         return scored.answer
 
+    def _check(self, request: Request, served: Served) -> Question:
+        if request.given:
+            version = served.deployment.version
+            return check_given(served.plan, version, request.columns, request.event_time, self._clock())
+        return check_question(served.plan, request.columns, request.event_time, self._clock())
+
     async def _look_up(self, plan: ViewPlan, question: Question, remaining_s: float | None) -> Vectors:
-        if not plan.features:
+        if question.given or not plan.features:
             return NO_VECTORS
         timeout_s = LOOKUP_TIMEOUT_MAX_S
         if remaining_s is not None:
@@ -143,11 +159,11 @@ class Predictor:
     def _score(self, request: Request, served: Served, question: Question, vectors: Vectors, started: float) -> _Scored:
         """Everything between look-up and spool; pure but for ids and clock, so that it may run in any thread."""
         plan = served.plan
-        resolved = apply_policies(plan, vectors, question.rows)
+        resolved = () if question.given else apply_policies(plan, vectors, question.rows)
         columns = {c.name: c for c in (*question.keys, *question.request_features)}
         columns.update((f.column.name, f.column) for f in resolved)
         with self._telemetry.stage("transform"):
-            made = apply_transforms(self._transforms, plan, columns)
+            made = () if question.given else apply_transforms(self._transforms, plan, columns)
         columns.update((c.name, c) for c in made)
         with self._telemetry.stage("score"):
             outputs = served.model.score(columns)
@@ -161,7 +177,7 @@ class Predictor:
             model=version.model,
             model_sha256=version.artifact_sha256,
             view=plan.ref,
-            transforms_sha256=plan.transforms_sha256,
+            transforms_sha256="" if question.given else plan.transforms_sha256,
             applied_commit=vectors.applied_commit,
             event_time=question.event_time,
             served_at=self._clock(),

@@ -10,6 +10,7 @@ import numpy as np
 
 from foresight.values import Column, DataType, Field, InvalidValue, Violation
 from services.predictor.plans import ViewPlan
+from services.predictor.versions import ModelVersion
 from services.runtime.errors import OutOfRange
 
 ROWS_MAX = 1_024
@@ -21,12 +22,17 @@ _NAME_SHOWN_MAX = 63
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Question:
-    """n rows, valid for the view: keys and request features in its order and of its types."""
+    """n rows, valid for the view: keys and request features in its order and of its types.
+
+    `given`: the caller gives what the model takes, in `request_features`, and nothing is looked up or transformed;
+    `keys` then only say in the log whom it is about, and may be none.
+    """
 
     rows: int
     keys: tuple[Column, ...]
     request_features: tuple[Column, ...]
     event_time: datetime
+    given: bool = False
 
 
 def check_question(
@@ -36,28 +42,51 @@ def check_question(
 
     Raises InvalidValue with one violation per column at fault, and OutOfRange for an event time too far ahead.
     """
+    stranger = "neither an entity key nor a request feature"
+    keys, request_features = _take(columns, plan.keys, plan.request_features, stranger)
+    return Question(_rows_of(columns), keys, request_features, _time_of(event_time, now))
+
+
+def check_given(
+    plan: ViewPlan, version: ModelVersion, columns: Mapping[str, Column], event_time: datetime | None, now: datetime
+) -> Question:
+    """The question of columns that hold every feature that the model takes, and all entity keys or none of them.
+
+    Raises as `check_question` does.
+    """
+    named = plan.keys if any(key.name in columns for key in plan.keys) else ()
+    keys, features = _take(columns, named, version.inputs, "neither a feature that the model takes nor an entity key")
+    return Question(_rows_of(columns), keys, features, _time_of(event_time, now), given=True)
+
+
+def _take(
+    columns: Mapping[str, Column], first: tuple[Field, ...], second: tuple[Field, ...], stranger: str
+) -> tuple[tuple[Column, ...], tuple[Column, ...]]:
+    """The columns of both lists of fields, which are all that there may be. Raises InvalidValue."""
     faults: list[Violation] = []
-    keys = [_checked(field, columns, faults) for field in plan.keys]
-    request_features = [_checked(field, columns, faults) for field in plan.request_features]
-    if len(columns) + len(faults) > len(keys) + len(request_features):
-        expected = {f.name for f in (*plan.keys, *plan.request_features)}
-        faults += [_fault(name, "is neither an entity key nor a request feature") for name in columns.keys() - expected]
+    taken = [[_checked(field, columns, faults) for field in fields] for fields in (first, second)]
+    if len(columns) + len(faults) > len(first) + len(second):
+        expected = {f.name for f in (*first, *second)}
+        faults += [_fault(name, f"is {stranger}") for name in columns.keys() - expected]
     if faults:
         faults.sort(key=lambda fault: fault.field)
         raise InvalidValue(faults[0].field, faults[0].description, *faults[1:])
+    return tuple(c for c in taken[0] if c is not None), tuple(c for c in taken[1] if c is not None)
+
+
+def _rows_of(columns: Mapping[str, Column]) -> int:
     rows = len(next(iter(columns.values())))
     if not 1 <= rows <= ROWS_MAX:
         raise InvalidValue("columns", f"have {rows} rows, not 1 to {ROWS_MAX:,}")
+    return rows
+
+
+def _time_of(event_time: datetime | None, now: datetime) -> datetime:
     if event_time is None:
-        event_time = now
-    elif event_time > now + SKEW_MAX:
+        return now
+    if event_time > now + SKEW_MAX:
         raise OutOfRange(f"the event time lies more than {SKEW_MAX.seconds // 60} minutes ahead", field="event_time")
-    return Question(
-        rows,
-        tuple(c for c in keys if c is not None),
-        tuple(c for c in request_features if c is not None),
-        event_time,
-    )
+    return event_time
 
 
 def _checked(field: Field, columns: Mapping[str, Column], faults: list[Violation]) -> Column | None:

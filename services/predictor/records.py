@@ -16,7 +16,10 @@ from services.predictor.versions import VersionRef
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PredictionRecord:
-    """See `foresight.logger.v1.PredictionRecord`. `features` holds group features, then transforms."""
+    """See `foresight.logger.v1.PredictionRecord`. `features` holds group features, then transforms.
+
+    Where the caller gave what the model took, that is in `request_features`, and `features` and `sources` are empty.
+    """
 
     prediction_ids: tuple[str, ...]
     request_id: str

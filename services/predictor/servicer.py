@@ -12,8 +12,9 @@ from foresight.types.v1 import types_pb2
 from foresight.values import InvalidValue
 from foresight.values.features import REQUEST_FEATURES_MAX, VIEW_KEYS_MAX
 from foresight.wire import decode_columns, decode_optional_instant, encode_column, encode_instant
-from services.predictor.deployments import Deployments, ServingState
+from services.predictor.deployments import Deployments
 from services.predictor.prediction import Answer, Predictor, Request
+from services.predictor.serving import ServingState
 from services.predictor.spool import Spool
 from services.predictor.verification import Mismatch, Verification, Verifier
 from services.predictor.versions import VersionRef

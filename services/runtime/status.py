@@ -71,6 +71,12 @@ def unimplemented() -> status_pb2.Status:
     return _status(grpc.StatusCode.UNIMPLEMENTED, reason, "the service has no such method", {})
 
 
+def reason_of(status: status_pb2.Status) -> str:
+    """The reason in the ErrorInfo of a status; empty without one."""
+    info = error_details_pb2.ErrorInfo()
+    return next((str(info.reason) for detail in status.details if detail.Unpack(info)), "")
+
+
 def upstream_error(error: grpc.RpcError, upstream: str) -> Exception:
     """The error that a call to another service means here.
 

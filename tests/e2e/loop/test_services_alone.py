@@ -130,7 +130,8 @@ def test_a_predictor_alone_serves_when_its_trainer_answers(folder: Path, postgre
                 environment = {"PATH": os.environ["PATH"], **settings}
                 processes.append(subprocess.Popen(command, env=environment, cwd=ROOT, stderr=log))
         eventually(lambda: _is_serving(f"unix:{folder}/predictor.sock"))
-        assert "foresight.predictor.v1.PredictionService" in _reflected(f"unix:{folder}/predictor.sock")
+        known = {"foresight.predictor.v1.PredictionService", "inference.GRPCInferenceService"}
+        assert _reflected(f"unix:{folder}/predictor.sock") >= known
     finally:
         for process in reversed(processes):
             process.send_signal(signal.SIGTERM)

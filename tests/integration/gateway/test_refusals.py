@@ -80,6 +80,10 @@ def test_an_unknown_identity_is_denied_before_any_service_sees_the_call(rig: Rig
         "/foresight.predictor.v1./Predict",
         "/foresight.predictor.v1.PredictionService/../../foresight.trainer.v1.TrainingService/Train",
         "//foresight.trainer.v1.TrainingService/Train",
+        "/inference.GRPCInferenceService/RepositoryModelLoad",
+        "/inference.GRPCInferenceService/RepositoryModelUnload",
+        "/inference.GRPCInferenceService/ModelInfer/../RepositoryModelLoad",
+        "/inference.GRPCInferenceService/ModelInferEvil",
     ],
 )
 def test_an_application_is_denied_what_it_was_not_granted(rig: Rig, path: str) -> None:
@@ -96,6 +100,12 @@ def test_an_application_is_denied_what_it_was_not_granted(rig: Rig, path: str) -
         "/foresight.feature_store.v1.FeatureRegistryService/RegisterGroup",
         "/foresight.logger.v1.OutcomeService/RecordOutcomes",
         "/foresight.logger.v1.PredictionLogService/ReadLog",
+        "/inference.GRPCInferenceService/ModelInfer",
+        "/inference.GRPCInferenceService/ModelStatistics",
+        "/inference.GRPCInferenceService/RepositoryIndex",
+        "/inference.GRPCInferenceService/RepositoryModelLoad",
+        "/inference.GRPCInferenceService/RepositoryModelUnload",
+        "/inference.GRPCInferenceService/SystemSharedMemoryStatus",
     ],
 )
 def test_the_gateway_agrees_with_the_policy(rig: Rig, role: str, path: str) -> None:
@@ -114,6 +124,7 @@ def test_the_gateway_agrees_with_the_policy(rig: Rig, role: str, path: str) -> N
         "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
         "/foresight.unknown.v1.Service/Method",
         "/foresight.trainer.v2.TrainingService/Train",
+        "/inference.GRPCInferenceServiceEvil/ModelInfer",
         "/",
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib.metadata
 import os
 import signal
 import socket
@@ -16,7 +17,9 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from foresight.predictor.v1 import prediction_pb2, prediction_pb2_grpc
+from inference import grpc_service_pb2, grpc_service_pb2_grpc
 from services.runtime.channel import open_channel
+from tests.wire.predictor.inference_requests import infer, keys_of
 from tests.wire.predictor.rig import TRANSFORMS, Rig, ask, running_rig, until
 
 SERVICE = "foresight.predictor.v1.PredictionService"
@@ -69,15 +72,13 @@ async def predictor(rig: Rig, **changes: str) -> AsyncIterator[Process]:
             await process.wait()
 
 
-async def serving(channel: grpc.aio.Channel) -> None:
+async def serving(channel: grpc.aio.Channel, service: str = SERVICE) -> None:
     """Waits until health says SERVING."""
     health = health_pb2_grpc.HealthStub(channel)
     async with asyncio.timeout(30):
         while True:
             with contextlib.suppress(grpc.aio.AioRpcError):
-                answer = await health.Check(
-                    health_pb2.HealthCheckRequest(service="foresight.predictor.v1.PredictionService")
-                )
+                answer = await health.Check(health_pb2.HealthCheckRequest(service=service))
                 if answer.status == health_pb2.HealthCheckResponse.SERVING:
                     return
             await asyncio.sleep(0.02)
@@ -165,6 +166,17 @@ async def test_a_second_process_of_the_replica_is_refused_clearly() -> None:
         assert "another process has the spool of the replica predictor-0" in second.log.read_text()
         await prediction_pb2_grpc.PredictionServiceStub(channel).Predict(ask())
         assert first.process.returncode is None
+
+
+async def test_the_inference_service_answers_and_has_its_own_health() -> None:
+    """Its release is that of the package."""
+    async with loaded_rig() as rig, open_channel(rig.address("predictor")) as channel, predictor(rig):
+        await serving(channel, "inference.GRPCInferenceService")
+        stub = grpc_service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        assert (await stub.ServerReady(grpc_service_pb2.ServerReadyRequest())).ready
+        metadata = await stub.ServerMetadata(grpc_service_pb2.ServerMetadataRequest())
+        assert metadata.version == importlib.metadata.version("foresight")
+        assert (await stub.ModelInfer(infer(keys_of(), raw=True))).raw_output_contents
 
 
 async def test_faulty_settings_are_told_together() -> None:

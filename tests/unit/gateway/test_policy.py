@@ -8,7 +8,7 @@ import pytest
 from google.rpc import error_details_pb2, status_pb2
 
 from foresight.errors.v1 import errors_pb2
-from gateway.policy import APPLICATION, OPERATOR, is_allowed
+from gateway.policy import APPLICATION, INFERENCE, OPERATOR, is_allowed
 from gateway.refusals import REFUSALS, Refusal
 
 PREDICT = "/foresight.predictor.v1.PredictionService/Predict"
@@ -20,6 +20,17 @@ PREDICT = "/foresight.predictor.v1.PredictionService/Predict"
         ("spiffe://foresight/operator/a", PREDICT, True),
         ("spiffe://foresight/operator/a", "/foresight.trainer.v1.TrainingService/Train", True),
         ("spiffe://foresight/operator/a", "/grpc.health.v1.Health/Check", False),
+        ("spiffe://foresight/operator/a", f"{INFERENCE}RepositoryModelLoad", True),
+        ("spiffe://foresight/operator/a", f"{INFERENCE}ModelInfer", True),
+        ("spiffe://foresight/application/a", f"{INFERENCE}ModelInfer", True),
+        ("spiffe://foresight/application/a", f"{INFERENCE}ModelStreamInfer", True),
+        ("spiffe://foresight/application/a", f"{INFERENCE}RepositoryIndex", True),
+        ("spiffe://foresight/application/a", f"{INFERENCE}RepositoryModelLoad", False),
+        ("spiffe://foresight/application/a", f"{INFERENCE}RepositoryModelUnload", False),
+        ("spiffe://foresight/application/a", f"{INFERENCE}ModelInferEvil", False),
+        ("spiffe://foresight/application/a", f"{INFERENCE}", False),
+        ("spiffe://foresight/application/a", "/inference.GRPCInferenceServiceEvil/ModelInfer", False),
+        ("spiffe://foresight/operator/a", "/inference.GRPCInferenceServiceEvil/ModelInfer", False),
         ("spiffe://foresight/application/a", PREDICT, True),
         ("spiffe://foresight/application/a", "/foresight.logger.v1.OutcomeService/RecordOutcomes", True),
         ("spiffe://foresight/application/a", "/foresight.logger.v1.PredictionLogService/Append", False),

@@ -20,9 +20,11 @@ from foresight.transforms import TransformSet, source_sha256
 from foresight.types.v1 import types_pb2
 from foresight.values import Column, DataType, FeatureView, Field, MissingPolicy, Transform, ViewFeature, ViewSource
 from foresight.wire import encode_column, encode_field, encode_instant
+from inference import grpc_service_pb2_grpc
 from services.predictor.artifacts import ArtifactCache
 from services.predictor.deployments import Deployments
 from services.predictor.feature_store_client import FeatureStoreClient
+from services.predictor.inference_servicer import InferenceServicer
 from services.predictor.logger_client import LoggerClient, decode_record, encode_record
 from services.predictor.models import ModelCache
 from services.predictor.prediction import Predictor
@@ -150,6 +152,7 @@ class Replica:
 
     channel: grpc.aio.Channel
     stub: prediction_pb2_grpc.PredictionServiceAsyncStub
+    inference: grpc_service_pb2_grpc.GRPCInferenceServiceAsyncStub
     spool: Spool
     deployments: Deployments
     shipper: Shipper
@@ -212,12 +215,19 @@ class Rig:
             server = grpc.aio.server(interceptors=[Boundary(metrics)])
             servicer = PredictionServicer(predictor, verifier, deployments, spool)
             prediction_pb2_grpc.add_PredictionServiceServicer_to_server(servicer, server)
+
+            async def ready() -> bool:
+                return deployments.ready and spool.accepting
+
+            inference = InferenceServicer(predictor, deployments, ready, "1.2.3")
+            grpc_service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(inference, server)
             server.add_insecure_port(self.address("predictor"))
             await server.start()
             stack.push_async_callback(server.stop, None)
             channel = await stack.enter_async_context(open_channel(self.address("predictor")))
             stub = prediction_pb2_grpc.PredictionServiceStub(channel)
-            yield Replica(channel, stub, spool, deployments, shipper, metrics)
+            inference_stub = grpc_service_pb2_grpc.GRPCInferenceServiceStub(channel)
+            yield Replica(channel, stub, inference_stub, spool, deployments, shipper, metrics)
 
     async def deploy_flights(self, version: int = 1, bias: float = 0.0) -> None:
         """Registers the view and a model version, and deploys it."""

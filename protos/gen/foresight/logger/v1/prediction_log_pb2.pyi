@@ -95,11 +95,13 @@ class PredictionRecord(_message.Message):
 
     @_builtins.property
     def request_features(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Column]:
-        """Request features as sent, one column each."""
+        """Request features as sent, one column each. Where the caller gave the model's inputs itself, these; `features` and
+        `sources` are then empty, and `entity_keys` may be.
+        """
 
     @_builtins.property
     def features(self) -> _containers.RepeatedCompositeFieldContainer[Global___LoggedFeature]:
-        """Features from groups, transforms included last, in the view's order."""
+        """Features from groups, transforms included last, in the view's order; empty where the caller gave them."""
 
     @_builtins.property
     def sources(self) -> _containers.RepeatedCompositeFieldContainer[Global___LoggedSource]:

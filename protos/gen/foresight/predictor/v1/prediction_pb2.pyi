@@ -245,7 +245,7 @@ class VerifyPredictionResponse(_message.Message):
     MISMATCHES_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
     verified: _builtins.bool
-    """True: features and outputs agree byte by byte."""
+    """True: features and outputs agree byte by byte; only outputs, where the caller had given the features."""
     @_builtins.property
     def mismatches(self) -> _containers.RepeatedCompositeFieldContainer[Global___Mismatch]:
         """Differences; empty when verified."""
