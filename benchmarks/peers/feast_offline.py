@@ -22,7 +22,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 from feast import Entity, FeatureStore, FeatureView, FileSource, RepoConfig, ValueType
 
-RUNS = 3
+RUNS = 2
 
 
 def offline_store(kind: str, connection: list[str]) -> dict[str, Any]:
