@@ -18,20 +18,19 @@ from foresight.feature_store.v1 import (
     training_dataset_pb2_grpc,
 )
 from foresight.transforms import TransformSet
-from services.feature_store.applier import Applier, CatchUp
-from services.feature_store.asof import DuckDbAsOf, NumpyAsOf, SizedAsOf
 from services.feature_store.config import FeatureStoreSettings
-from services.feature_store.dataset_files import DatasetFiles
-from services.feature_store.dataset_rows import DatasetRows
-from services.feature_store.datasets import TrainingDatasets
-from services.feature_store.eraser import ErasedParts, Eraser
-from services.feature_store.ingestion import LogIngestion
-from services.feature_store.lineage import Lineage
-from services.feature_store.logged_rows import LoggedRows
+from services.feature_store.datasets.dataset_files import DatasetFiles
+from services.feature_store.datasets.dataset_rows import DatasetRows
+from services.feature_store.datasets.datasets import TrainingDatasets
+from services.feature_store.datasets.logged_rows import LoggedRows
+from services.feature_store.erasure.eraser import ErasedParts, Eraser
 from services.feature_store.logger_client import LoggerClient
+from services.feature_store.logs.ingestion import LogIngestion
 from services.feature_store.metrics import FeatureStoreMetrics
-from services.feature_store.online_rebuild import OnlineRebuild
-from services.feature_store.online_stores import open_online_store
+from services.feature_store.online.applier import Applier, CatchUp
+from services.feature_store.online.rebuild import OnlineRebuild
+from services.feature_store.online.stores import open_online_store
+from services.feature_store.online.vectors import VectorReader
 from services.feature_store.pipelines import Pipelines
 from services.feature_store.postgres.catalogue import Catalogue
 from services.feature_store.postgres.commit_log import CommitLog
@@ -47,10 +46,13 @@ from services.feature_store.postgres.registrations import Registrations
 from services.feature_store.postgres.row_history import RowHistoryReader
 from services.feature_store.postgres.rows import RowReader
 from services.feature_store.postgres.statistics import GroupCommitTable, StatisticsTable
-from services.feature_store.quarantined_rows import QuarantinedRows
-from services.feature_store.reads import FeatureReads
-from services.feature_store.registry import Registry
-from services.feature_store.scratch import ScratchFolder
+from services.feature_store.reads.asof import DuckDbAsOf, NumpyAsOf, SizedAsOf
+from services.feature_store.reads.reading import FeatureReads
+from services.feature_store.reads.spine_queries import SpineQueries
+from services.feature_store.reads.view_join import ViewJoin
+from services.feature_store.reads.watermarks import Watermarks
+from services.feature_store.registry.lineage import Lineage
+from services.feature_store.registry.registry import Registry
 from services.feature_store.servicers import (
     ErasureServicer,
     LineageServicer,
@@ -62,16 +64,14 @@ from services.feature_store.servicers import (
     StatisticsServicer,
     TrainingDatasetServicer,
 )
-from services.feature_store.spill import SpillFolder
-from services.feature_store.spine_queries import SpineQueries
 from services.feature_store.statistics.described import DescribedRows
 from services.feature_store.statistics.engine import SketchingEngine
 from services.feature_store.statistics.measures import StatisticsMetrics
-from services.feature_store.transit import TablesInTransit
-from services.feature_store.vectors import VectorReader
-from services.feature_store.view_join import ViewJoin
-from services.feature_store.watermarks import Watermarks
-from services.feature_store.writes import FeatureWrites
+from services.feature_store.tables.scratch import ScratchFolder
+from services.feature_store.tables.spill import SpillFolder
+from services.feature_store.tables.transit import TablesInTransit
+from services.feature_store.writes.quarantined_rows import QuarantinedRows
+from services.feature_store.writes.writing import FeatureWrites
 from services.runtime.channel import open_channel
 from services.runtime.clock import system_clock
 from services.runtime.database import open_database

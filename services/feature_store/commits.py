@@ -17,7 +17,7 @@ from foresight.values import check_name
 from foresight.values.names import check_text
 from foresight.values.pipelines import PositionMove
 from services.feature_store.groups import StoredGroup
-from services.feature_store.row_source import RowSource
+from services.feature_store.tables.row_source import RowSource
 from services.runtime.errors import OutOfRange
 
 WRITE_ID_BYTES_MAX = 128

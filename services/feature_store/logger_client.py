@@ -12,9 +12,9 @@ from foresight.logger.v1 import prediction_log_pb2, prediction_log_pb2_grpc
 from foresight.types.v1 import types_pb2
 from foresight.values import DataType, Field, micros_from_instant
 from foresight.wire import decode_instant, encode_column, encode_instant
-from services.feature_store.eraser import LogProgress, LogSelection
+from services.feature_store.erasure.eraser import LogProgress, LogSelection
 from services.feature_store.groups import Reference
-from services.feature_store.log_groups import LoggedColumn, LogPage, OutcomeEntry, PredictionEntry
+from services.feature_store.logs.log_groups import LoggedColumn, LogPage, OutcomeEntry, PredictionEntry
 from services.runtime.channel import translated
 from services.runtime.threads import in_thread
 

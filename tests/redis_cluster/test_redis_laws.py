@@ -13,10 +13,10 @@ from hypothesis import HealthCheck
 from hypothesis import settings as profile
 
 from services.feature_store.config import RedisSettings
-from services.feature_store.online import FoundRow, OnlineStore
-from services.feature_store.online_redis import RedisOnlineStore, open_redis_store
-from services.feature_store.redis_commands import Command, RedisCommands, open_cluster
-from services.feature_store.redis_generations import SCRIPTS
+from services.feature_store.online.redis_commands import Command, RedisCommands, open_cluster
+from services.feature_store.online.redis_generations import SCRIPTS
+from services.feature_store.online.redis_store import RedisOnlineStore, open_redis_store
+from services.feature_store.online.store import FoundRow, OnlineStore
 from services.runtime.errors import Unavailable
 from tests.laws.feature_store.online_suite import (
     EMPTY,

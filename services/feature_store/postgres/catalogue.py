@@ -9,10 +9,10 @@ from sqlalchemy import RowMapping, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from foresight.values import FeatureGroup, FeatureView
-from services.feature_store.about import load_group_about, load_view_about
 from services.feature_store.groups import Reference, StoredGroup
-from services.feature_store.search import CANDIDATES_MAX, Found, Query, results
-from services.feature_store.specs import load_group, load_view
+from services.feature_store.registry.about import load_group_about, load_view_about
+from services.feature_store.registry.search import CANDIDATES_MAX, Found, Query, results
+from services.feature_store.registry.specs import load_group, load_view
 from services.runtime.database import Database
 from services.runtime.errors import NotFound
 from services.runtime.threads import in_thread

@@ -16,7 +16,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from foresight.values import Column, DataType
-from services.feature_store.erasure import Entity, WayInView, view_keys
+from services.feature_store.erasure.erasures import Entity, WayInView, view_keys
 from services.feature_store.groups import StoredGroup
 from services.feature_store.postgres.row_tables import physical_names, table_of
 from services.runtime.database import Database

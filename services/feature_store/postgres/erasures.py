@@ -13,8 +13,7 @@ from sqlalchemy import RowMapping, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from foresight.values import Column
-from services.feature_store.applier import PublishedErasure
-from services.feature_store.erasure import (
+from services.feature_store.erasure.erasures import (
     Concerned,
     Entity,
     ErasedRows,
@@ -30,7 +29,8 @@ from services.feature_store.erasure import (
     ways_in_view,
 )
 from services.feature_store.groups import Reference, StoredGroup
-from services.feature_store.log_groups import OUTCOMES, PREDICTIONS, group_name
+from services.feature_store.logs.log_groups import OUTCOMES, PREDICTIONS, group_name
+from services.feature_store.online.applier import PublishedErasure
 from services.feature_store.postgres.catalogue import load_group_row, load_view_row
 from services.feature_store.postgres.erased_rows import keys_of_entity
 from services.runtime.database import Database

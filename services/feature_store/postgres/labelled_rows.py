@@ -9,12 +9,12 @@ import pyarrow as pa
 
 from foresight.tables import arrow_type
 from foresight.values import Field
+from services.feature_store.datasets.manifests import LoggedSelection
 from services.feature_store.groups import StoredGroup
-from services.feature_store.histories import BatchStream, EventTimes
-from services.feature_store.manifests import LoggedSelection
 from services.feature_store.postgres.row_filters import text_sql
 from services.feature_store.postgres.row_tables import physical_names, sql_type
 from services.feature_store.postgres.rows import select_versions, streamed
+from services.feature_store.reads.histories import BatchStream, EventTimes
 from services.runtime.database import Database
 
 _STATEMENT = """

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.feature_store.lineage import LineageGraph, Thing, ThingKind, Use
+from services.feature_store.registry.lineage import LineageGraph, Thing, ThingKind, Use
 from services.runtime.database import Database
 from services.runtime.errors import FailedPrecondition, NotFound
 

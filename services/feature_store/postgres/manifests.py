@@ -12,12 +12,18 @@ from typing import Any
 from sqlalchemy import RowMapping, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from services.feature_store.datasets.manifests import (
+    Manifest,
+    ManifestFilter,
+    ManifestPlace,
+    dump_manifest,
+    load_manifest,
+)
 from services.feature_store.groups import Reference
-from services.feature_store.lineage import Thing, ThingKind
-from services.feature_store.manifests import Manifest, ManifestFilter, ManifestPlace, dump_manifest, load_manifest
 from services.feature_store.postgres.lineage import forget_uses, record_uses, refuse_when_used
 from services.feature_store.postgres.statistics import forget_statistics
-from services.feature_store.queries import without_values
+from services.feature_store.reads.queries import without_values
+from services.feature_store.registry.lineage import Thing, ThingKind
 from services.runtime.database import Database
 from services.runtime.errors import FailedPrecondition, NotFound, StaleEtag
 

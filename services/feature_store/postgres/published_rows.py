@@ -11,10 +11,10 @@ import pyarrow as pa
 from foresight.tables import arrow_type
 from foresight.values import FeatureGroup
 from services.feature_store.groups import StoredGroup
-from services.feature_store.histories import BatchStream
 from services.feature_store.postgres.row_tables import physical_names, table_of
-from services.feature_store.row_source import RowSource, TableRows, write_rows
-from services.feature_store.scratch import ScratchFolder
+from services.feature_store.reads.histories import BatchStream
+from services.feature_store.tables.row_source import RowSource, TableRows, write_rows
+from services.feature_store.tables.scratch import ScratchFolder
 from services.runtime.database import Database
 from services.runtime.threads import in_thread
 

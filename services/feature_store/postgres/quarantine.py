@@ -13,9 +13,9 @@ import pyarrow as pa
 
 from foresight.tables import arrow_type
 from services.feature_store.groups import StoredGroup
-from services.feature_store.histories import BatchStream
-from services.feature_store.row_source import RowSource
-from services.feature_store.row_tables import EVENT_TIME
+from services.feature_store.reads.histories import BatchStream
+from services.feature_store.tables.row_source import RowSource
+from services.feature_store.writes.row_tables import EVENT_TIME
 from services.runtime.database import Database
 from services.runtime.threads import in_thread
 

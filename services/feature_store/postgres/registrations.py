@@ -16,16 +16,8 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from foresight.values import Column, FeatureGroup, FeatureView, Field
-from services.feature_store.about import (
-    GroupAbout,
-    ViewAbout,
-    dump_group_about,
-    dump_view_about,
-    searched_in,
-)
 from services.feature_store.groups import Reference, StoredGroup
-from services.feature_store.lineage import Thing, ThingKind
-from services.feature_store.log_groups import view_of_group
+from services.feature_store.logs.log_groups import view_of_group
 from services.feature_store.postgres.catalogue import (
     GROUPS,
     KINDS,
@@ -38,8 +30,16 @@ from services.feature_store.postgres.catalogue import (
 from services.feature_store.postgres.lineage import forget_uses, record_uses, refuse_when_used
 from services.feature_store.postgres.row_tables import add_column_statements, create_statements, table_of
 from services.feature_store.postgres.statistics import forget_statistics
-from services.feature_store.registrations import registered_group, registered_view, with_features
-from services.feature_store.specs import dump_group, dump_view
+from services.feature_store.registry.about import (
+    GroupAbout,
+    ViewAbout,
+    dump_group_about,
+    dump_view_about,
+    searched_in,
+)
+from services.feature_store.registry.lineage import Thing, ThingKind
+from services.feature_store.registry.registrations import registered_group, registered_view, with_features
+from services.feature_store.registry.specs import dump_group, dump_view
 from services.runtime.database import Database
 from services.runtime.errors import FailedPrecondition, StaleEtag, Unavailable
 from services.runtime.ids import new_id

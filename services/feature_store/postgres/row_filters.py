@@ -13,7 +13,7 @@ from typing import Any
 from foresight.values import Column, DataType, FeatureGroup
 from foresight.values.instants import instant_from_micros
 from services.feature_store.postgres.row_tables import key_expressions
-from services.feature_store.queries import Condition, Operator
+from services.feature_store.reads.queries import Condition, Operator
 
 # Inert between quotes; everything else is escaped.
 _PLAIN = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789 ,.:_-")

@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from foresight.values import Column, DataType, micros_from_instant
 from services.feature_store.groups import StoredGroup
-from services.feature_store.online import FoundRow, FoundRows, KeyQuery
+from services.feature_store.online.store import FoundRow, FoundRows, KeyQuery
 from services.feature_store.postgres.commit_log import CommitLog
 from services.feature_store.postgres.row_tables import key_expressions, table_of
 from services.runtime.database import Database

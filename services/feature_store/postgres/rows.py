@@ -17,11 +17,11 @@ import pyarrow as pa
 from foresight.tables import arrow_type
 from foresight.values import Column, FeatureGroup, Field
 from services.feature_store.groups import StoredGroup
-from services.feature_store.histories import BatchStream, EventTimes, history_schema
 from services.feature_store.postgres.row_filters import conditions_sql, keys_join_sql
 from services.feature_store.postgres.row_tables import physical_names, table_of
-from services.feature_store.queries import Condition, GroupQuery, SpineQuery
-from services.feature_store.row_tables import EVENT_TIME
+from services.feature_store.reads.histories import BatchStream, EventTimes, history_schema
+from services.feature_store.reads.queries import Condition, GroupQuery, SpineQuery
+from services.feature_store.writes.row_tables import EVENT_TIME
 from services.runtime.database import Database
 from services.runtime.threads import in_thread
 

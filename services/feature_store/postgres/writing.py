@@ -29,10 +29,10 @@ from services.feature_store.commits import (
     WriteOrigin,
 )
 from services.feature_store.groups import StoredGroup
-from services.feature_store.lookahead import looked_ahead
 from services.feature_store.postgres.quarantine import keep_apart
 from services.feature_store.postgres.row_tables import physical_names, table_of
-from services.feature_store.row_source import read_all
+from services.feature_store.tables.lookahead import looked_ahead
+from services.feature_store.tables.row_source import read_all
 from services.runtime.errors import AlreadyExists, LimitExceeded, NotFound, StaleEtag
 
 _UNIQUE_VIOLATION = "23505"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from foresight.feature_store.v1 import erasure_pb2, erasure_pb2_grpc, lineage_pb2
 from foresight.wire import decode_columns, encode_instant
-from services.feature_store.eraser import Eraser
-from services.feature_store.erasure import ErasureReport
-from services.feature_store.lineage import ThingKind
+from services.feature_store.erasure.eraser import Eraser
+from services.feature_store.erasure.erasures import ErasureReport
+from services.feature_store.registry.lineage import ThingKind
 from services.feature_store.servicers.messages import Context, encode_reference
 from services.runtime.identity import caller_of
 

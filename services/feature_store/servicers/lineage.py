@@ -5,7 +5,7 @@ from __future__ import annotations
 from foresight.feature_store.v1 import lineage_pb2, lineage_pb2_grpc
 from foresight.values import InvalidValue
 from foresight.wire import encode_instant
-from services.feature_store.lineage import Lineage, LineageGraph, Thing, ThingKind, Use
+from services.feature_store.registry.lineage import Lineage, LineageGraph, Thing, ThingKind, Use
 from services.feature_store.servicers.messages import Context
 
 

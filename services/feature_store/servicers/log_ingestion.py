@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from foresight.feature_store.v1 import log_ingestion_pb2, log_ingestion_pb2_grpc
 from foresight.wire import encode_instant
-from services.feature_store.ingestion import LogIngestion
+from services.feature_store.logs.ingestion import LogIngestion
 from services.feature_store.servicers.messages import Context
 
 

@@ -12,7 +12,7 @@ from foresight.types.v1 import types_pb2
 from foresight.values import InvalidValue
 from foresight.wire import decode_optional_instant
 from services.feature_store.groups import Reference
-from services.feature_store.transit import Upload
+from services.feature_store.tables.transit import Upload
 
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 M = TypeVar(

@@ -9,12 +9,12 @@ from foresight.values import InvalidValue
 from foresight.values.pipelines import PositionMove
 from foresight.wire import encode_instant
 from services.feature_store.commits import WriteOrigin
-from services.feature_store.quarantined_rows import QuarantinedRows
-from services.feature_store.reads import FeatureReads
+from services.feature_store.reads.reading import FeatureReads
 from services.feature_store.servicers.messages import Context, decode_reference, decode_set_instant, receive
 from services.feature_store.servicers.queries import decode_group_query, received_spine
-from services.feature_store.transit import TablesInTransit, chunks_of_rows, chunks_of_stream
-from services.feature_store.writes import FeatureWrites, Write
+from services.feature_store.tables.transit import TablesInTransit, chunks_of_rows, chunks_of_stream
+from services.feature_store.writes.quarantined_rows import QuarantinedRows
+from services.feature_store.writes.writing import FeatureWrites, Write
 from services.runtime.identity import caller_of
 
 

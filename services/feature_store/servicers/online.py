@@ -7,9 +7,9 @@ from typing import Any
 from foresight.feature_store.v1 import online_pb2, online_pb2_grpc
 from foresight.values import DataType, InvalidValue
 from foresight.wire import decode_columns, decode_instant
-from services.feature_store.online_rebuild import OnlineRebuild
+from services.feature_store.online.rebuild import OnlineRebuild
+from services.feature_store.online.vectors import FeatureVectors, VectorReader
 from services.feature_store.servicers.messages import Context, decode_reference
-from services.feature_store.vectors import FeatureVectors, VectorReader
 from services.runtime.identity import caller_of
 
 _VALUES = {

@@ -6,11 +6,11 @@ from foresight.feature_store.v1 import offline_pb2, query_pb2, training_dataset_
 from foresight.types.v1 import types_pb2
 from foresight.values import InvalidValue
 from foresight.wire import decode_column, encode_column, encode_instant
-from services.feature_store.histories import EventTimes
-from services.feature_store.queries import Condition, GroupQuery, Operator, SpineQuery
-from services.feature_store.row_source import RowSource
+from services.feature_store.reads.histories import EventTimes
+from services.feature_store.reads.queries import Condition, GroupQuery, Operator, SpineQuery
 from services.feature_store.servicers.messages import decode_reference, decode_set_instant, encode_reference
-from services.feature_store.transit import Upload
+from services.feature_store.tables.row_source import RowSource
+from services.feature_store.tables.transit import Upload
 
 _OPERATORS: dict[Operator, query_pb2.Operator.ValueType] = {
     Operator.EQUAL: query_pb2.OPERATOR_EQUAL,

@@ -17,10 +17,10 @@ from foresight.wire import (
     encode_group,
     encode_view,
 )
-from services.feature_store.about import GroupAbout, ViewAbout
 from services.feature_store.groups import Reference
-from services.feature_store.registry import Registry
-from services.feature_store.search import RESULTS_DEFAULT, Found, Query
+from services.feature_store.registry.about import GroupAbout, ViewAbout
+from services.feature_store.registry.registry import Registry
+from services.feature_store.registry.search import RESULTS_DEFAULT, Found, Query
 from services.feature_store.servicers.messages import Context, decode_reference, encode_reference
 
 

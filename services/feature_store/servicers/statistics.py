@@ -16,7 +16,7 @@ from services.feature_store.servicers.messages import (
 from services.feature_store.statistics.described import DescribedRows
 from services.feature_store.statistics.tables import answer_table, comparison_table
 from services.feature_store.statistics.targets import CommitRows, DatasetRows, LatestRows, LogWindow, Target
-from services.feature_store.transit import chunks_of
+from services.feature_store.tables.transit import chunks_of
 
 
 class StatisticsServicer(statistics_pb2_grpc.StatisticsServiceServicer):

@@ -7,8 +7,9 @@ from collections.abc import AsyncIterator
 from foresight.feature_store.v1 import training_dataset_pb2, training_dataset_pb2_grpc
 from foresight.values import InvalidValue
 from foresight.wire import encode_field, encode_instant
-from services.feature_store.datasets import TrainingDatasets
-from services.feature_store.manifests import DatasetRequest, LoggedSelection, Manifest, ManifestFilter
+from services.feature_store.datasets.datasets import TrainingDatasets
+from services.feature_store.datasets.manifests import DatasetRequest, LoggedSelection, Manifest, ManifestFilter
+from services.feature_store.datasets.splits import HashSplit, SplitRule, TimeSplit
 from services.feature_store.servicers.messages import (
     Context,
     decode_reference,
@@ -17,8 +18,7 @@ from services.feature_store.servicers.messages import (
     receive,
 )
 from services.feature_store.servicers.queries import decode_spine_query, encode_spine_query
-from services.feature_store.splits import HashSplit, SplitRule, TimeSplit
-from services.feature_store.transit import TablesInTransit, chunks_of_rows
+from services.feature_store.tables.transit import TablesInTransit, chunks_of_rows
 
 
 class TrainingDatasetServicer(training_dataset_pb2_grpc.TrainingDatasetServiceServicer):

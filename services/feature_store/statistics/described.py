@@ -20,11 +20,10 @@ import structlog
 from foresight.values import Column, DataType
 from services.feature_store.commits import Commit, PublishedCommit, watermark
 from services.feature_store.groups import Reference, StoredGroup
-from services.feature_store.histories import BatchStream
-from services.feature_store.log_groups import PREDICTIONS, group_name
-from services.feature_store.queries import Condition, GroupQuery, Operator
-from services.feature_store.registry import Registry
-from services.feature_store.row_source import RowSource
+from services.feature_store.logs.log_groups import PREDICTIONS, group_name
+from services.feature_store.reads.histories import BatchStream
+from services.feature_store.reads.queries import Condition, GroupQuery, Operator
+from services.feature_store.registry.registry import Registry
 from services.feature_store.statistics.comparison import ColumnComparison, compare
 from services.feature_store.statistics.description import Statistics, StatisticsEngine
 from services.feature_store.statistics.measures import StatisticsMetrics
@@ -42,6 +41,7 @@ from services.feature_store.statistics.targets import (
     subject_of_latest,
     subject_of_log,
 )
+from services.feature_store.tables.row_source import RowSource
 from services.runtime.errors import FailedPrecondition, LimitExceeded, NotFound, ServiceError
 from services.runtime.threads import in_thread
 

@@ -14,10 +14,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from services.feature_store.conformance import is_text
 from services.feature_store.statistics.description import ColumnStatistics, Statistics
 from services.feature_store.statistics.number_columns import NumberColumn
 from services.feature_store.statistics.text_columns import EXACT_ROWS, BoolColumn, TextColumn
+from services.feature_store.tables.conformance import is_text
 
 # Numbers of one column that are sorted at once, and bytes that all columns together may keep waiting for that.
 RUN_VALUES_MAX = 1 << 20

@@ -8,9 +8,9 @@ from typing import Literal, TypeAlias
 
 from foresight.values import FeatureGroup, InvalidValue, check_name
 from foresight.values.instants import micros_from_instant
+from services.feature_store.datasets.splits import SPLITS
 from services.feature_store.groups import Reference, StoredGroup
-from services.feature_store.histories import EventTimes
-from services.feature_store.splits import SPLITS
+from services.feature_store.reads.histories import EventTimes
 
 Kind: TypeAlias = Literal["commit", "latest", "dataset", "log"]
 

@@ -25,8 +25,8 @@ from foresight.values import DataType, Field, micros_from_instant
 from services.feature_store.commits import PublishedCommit
 from services.feature_store.groups import StoredGroup
 from services.feature_store.postgres.published_rows import PublishedRowReader
-from services.feature_store.row_source import read_all
-from services.feature_store.scratch import ScratchFolder
+from services.feature_store.tables.row_source import read_all
+from services.feature_store.tables.scratch import ScratchFolder
 from services.runtime.settings import DatabaseSettings
 from tests.integration.feature_store.publishing_process import GROUPS
 from tests.integration.feature_store.rig import Store, running_store

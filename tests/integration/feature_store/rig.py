@@ -18,24 +18,22 @@ from foresight.tables import arrow_type
 from foresight.transforms import TransformSet
 from foresight.values import Column, DataType, FeatureGroup, FeatureView, Field, ViewFeature, ViewSource
 from services.feature_store.__main__ import MIGRATIONS
-from services.feature_store.applier import Applier, CatchUp
-from services.feature_store.asof import DuckDbAsOf
 from services.feature_store.commits import Commit, WriteOrigin
-from services.feature_store.dataset_files import DatasetFiles
-from services.feature_store.dataset_rows import DatasetRows
-from services.feature_store.datasets import TrainingDatasets
-from services.feature_store.eraser import ErasedParts, Eraser, LogRemoval
+from services.feature_store.datasets.dataset_files import DatasetFiles
+from services.feature_store.datasets.dataset_rows import DatasetRows
+from services.feature_store.datasets.datasets import TrainingDatasets
+from services.feature_store.datasets.logged_rows import LoggedRows
+from services.feature_store.datasets.manifests import DatasetRequest, Manifest
+from services.feature_store.erasure.eraser import ErasedParts, Eraser, LogRemoval
 from services.feature_store.groups import Reference
-from services.feature_store.histories import EventTimes
-from services.feature_store.ingestion import LogIngestion
-from services.feature_store.leases import FileLease
-from services.feature_store.lineage import Lineage
-from services.feature_store.log_groups import LogPage, LogSource, OutcomeEntry, PredictionEntry
-from services.feature_store.logged_rows import LoggedRows
-from services.feature_store.manifests import DatasetRequest, Manifest
+from services.feature_store.logs.ingestion import LogIngestion
+from services.feature_store.logs.log_groups import LogPage, LogSource, OutcomeEntry, PredictionEntry
 from services.feature_store.metrics import FeatureStoreMetrics
-from services.feature_store.online_lmdb import LmdbOnlineStore
-from services.feature_store.online_rebuild import OnlineRebuild
+from services.feature_store.online.applier import Applier, CatchUp
+from services.feature_store.online.leases import FileLease
+from services.feature_store.online.lmdb_store import LmdbOnlineStore
+from services.feature_store.online.rebuild import OnlineRebuild
+from services.feature_store.online.vectors import VectorReader
 from services.feature_store.postgres.catalogue import Catalogue
 from services.feature_store.postgres.commit_log import CommitLog
 from services.feature_store.postgres.erased_rows import ErasedRowTables
@@ -49,22 +47,24 @@ from services.feature_store.postgres.registrations import Registrations
 from services.feature_store.postgres.row_history import RowHistoryReader
 from services.feature_store.postgres.rows import RowReader
 from services.feature_store.postgres.statistics import GroupCommitTable, StatisticsTable
-from services.feature_store.quarantined_rows import QuarantinedRows
-from services.feature_store.queries import GroupQuery, SpineQuery
-from services.feature_store.reads import FeatureReads
-from services.feature_store.registry import Registry
-from services.feature_store.row_source import RowSource, TableRows, read_all
-from services.feature_store.scratch import ScratchFolder
-from services.feature_store.spill import SpillFolder
-from services.feature_store.spine_queries import SpineQueries
+from services.feature_store.reads.asof import DuckDbAsOf
+from services.feature_store.reads.histories import EventTimes
+from services.feature_store.reads.queries import GroupQuery, SpineQuery
+from services.feature_store.reads.reading import FeatureReads
+from services.feature_store.reads.spine_queries import SpineQueries
+from services.feature_store.reads.view_join import ViewJoin
+from services.feature_store.reads.watermarks import Watermarks
+from services.feature_store.registry.lineage import Lineage
+from services.feature_store.registry.registry import Registry
 from services.feature_store.statistics.described import DescribedRows
 from services.feature_store.statistics.engine import SketchingEngine
 from services.feature_store.statistics.measures import StatisticsMetrics
-from services.feature_store.vectors import VectorReader
-from services.feature_store.view_join import ViewJoin
-from services.feature_store.watermarks import Watermarks
-from services.feature_store.workspace import Workspace
-from services.feature_store.writes import FeatureWrites, Write
+from services.feature_store.tables.row_source import RowSource, TableRows, read_all
+from services.feature_store.tables.scratch import ScratchFolder
+from services.feature_store.tables.spill import SpillFolder
+from services.feature_store.tables.workspace import Workspace
+from services.feature_store.writes.quarantined_rows import QuarantinedRows
+from services.feature_store.writes.writing import FeatureWrites, Write
 from services.runtime.database import Database, open_database
 from services.runtime.errors import Unavailable
 from services.runtime.identity import LOCAL

@@ -9,10 +9,10 @@ import pytest
 
 from foresight.values import DataType, Field, InvalidValue
 from services.feature_store.groups import Reference
-from services.feature_store.histories import EventTimes
-from services.feature_store.queries import GroupQuery
-from services.feature_store.row_source import TableRows
-from services.feature_store.writes import Write
+from services.feature_store.reads.histories import EventTimes
+from services.feature_store.reads.queries import GroupQuery
+from services.feature_store.tables.row_source import TableRows
+from services.feature_store.writes.writing import Write
 from services.runtime.errors import AlreadyExists, NotFound, OutOfRange, PermissionDenied
 from services.runtime.identity import LOCAL
 from tests.integration.feature_store.rig import NOW, Store, at, table

@@ -19,14 +19,20 @@ import pytest
 
 from foresight.transforms import source_sha256
 from foresight.values import Column, DataType, Field, InvalidValue
-from services.feature_store.content import content_sha256
+from services.feature_store.datasets.manifests import (
+    DatasetRequest,
+    LoggedSelection,
+    Manifest,
+    ManifestFilter,
+    dump_manifest,
+)
+from services.feature_store.datasets.splits import HashSplit, TimeSplit
 from services.feature_store.groups import Reference
-from services.feature_store.histories import EventTimes
-from services.feature_store.lineage import Thing, ThingKind
-from services.feature_store.manifests import DatasetRequest, LoggedSelection, Manifest, ManifestFilter, dump_manifest
 from services.feature_store.postgres.lineage import LineageTable
-from services.feature_store.queries import Condition, GroupQuery, Operator, SpineQuery
-from services.feature_store.splits import HashSplit, TimeSplit
+from services.feature_store.reads.histories import EventTimes
+from services.feature_store.reads.queries import Condition, GroupQuery, Operator, SpineQuery
+from services.feature_store.registry.lineage import Thing, ThingKind
+from services.feature_store.tables.content import content_sha256
 from services.runtime.errors import (
     DataLoss,
     FailedPrecondition,

@@ -11,9 +11,9 @@ import pytest
 
 from foresight.transforms import source_sha256
 from foresight.values import Column, DataType, Field, InvalidValue, MissingPolicy, Transform, ViewFeature, ViewSource
+from services.feature_store.datasets.manifests import DatasetRequest, LoggedSelection, Manifest
+from services.feature_store.datasets.splits import TimeSplit
 from services.feature_store.groups import Reference
-from services.feature_store.manifests import DatasetRequest, LoggedSelection, Manifest
-from services.feature_store.splits import TimeSplit
 from services.runtime.errors import DataLoss, FailedPrecondition, NotFound, OutOfRange, TransformMismatch
 from tests.conftest import MakeDatabase
 from tests.integration.feature_store import test_ingestion as logs

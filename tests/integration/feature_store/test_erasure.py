@@ -19,14 +19,14 @@ import pytest
 
 from foresight.types.v1 import types_pb2
 from foresight.values import Column, DataType, Expectation, FailurePolicy, Field, InvalidValue, Range
-from services.feature_store.eraser import Eraser, LogProgress, LogSelection
-from services.feature_store.erasure import Entity, ErasureReport, Step
+from services.feature_store.datasets.manifests import DatasetRequest, LoggedSelection, Manifest
+from services.feature_store.erasure.eraser import Eraser, LogProgress, LogSelection
+from services.feature_store.erasure.erasures import Entity, ErasureReport, Step
 from services.feature_store.groups import Reference
-from services.feature_store.lineage import Thing, ThingKind
 from services.feature_store.logger_client import LoggerClient
-from services.feature_store.manifests import DatasetRequest, LoggedSelection, Manifest
 from services.feature_store.postgres.erased_rows import ROWS_PER_TRANSACTION
-from services.feature_store.queries import Condition, GroupQuery, Operator, SpineQuery
+from services.feature_store.reads.queries import Condition, GroupQuery, Operator, SpineQuery
+from services.feature_store.registry.lineage import Thing, ThingKind
 from services.feature_store.statistics.targets import CommitRows
 from services.runtime.errors import AlreadyExists, FailedPrecondition, NotFound, PermissionDenied, Unavailable
 from services.runtime.identity import LOCAL

@@ -11,7 +11,7 @@ import pytest
 
 from foresight.values import DataType, Field, InvalidValue, micros_from_instant
 from services.feature_store.groups import Reference
-from services.feature_store.log_groups import LoggedColumn, OutcomeEntry, PredictionEntry
+from services.feature_store.logs.log_groups import LoggedColumn, OutcomeEntry, PredictionEntry
 from services.runtime.errors import Unavailable
 from tests.conftest import MakeDatabase
 from tests.integration.feature_store.rig import LogInMemory, Store, at, running_store, source

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pytest
 
 from foresight.values import DataType, Field
+from services.feature_store.datasets.manifests import DatasetRequest
 from services.feature_store.groups import Reference
-from services.feature_store.manifests import DatasetRequest
 from tests.integration.feature_store.rig import UTC_MICROS, Store, at, keys, source
 
 PLACES = [f"p{i}" for i in range(6)]

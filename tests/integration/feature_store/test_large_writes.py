@@ -29,9 +29,9 @@ from foresight.values import (
 from foresight.values.pipelines import PositionMove
 from services.feature_store.commits import Commit
 from services.feature_store.groups import Reference, StoredGroup
-from services.feature_store.incoming_rows import IncomingRows
-from services.feature_store.row_source import FileRows, RowSource, TableRows, write_rows
-from services.feature_store.writes import OBSERVED_ROWS_MIN, FeatureWrites, Write
+from services.feature_store.tables.row_source import FileRows, RowSource, TableRows, write_rows
+from services.feature_store.writes.incoming_rows import IncomingRows
+from services.feature_store.writes.writing import OBSERVED_ROWS_MIN, FeatureWrites, Write
 from services.runtime.errors import AlreadyExists, LimitExceeded, OutOfRange, StaleEtag
 from services.runtime.identity import LOCAL
 from tests.integration.feature_store.rig import NOW, T0, Store, at, keys, source

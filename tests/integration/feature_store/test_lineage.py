@@ -9,8 +9,8 @@ import pytest
 
 from foresight.values import DataType, FeatureGroup, Field
 from services.feature_store.groups import Reference
-from services.feature_store.lineage import Thing, ThingKind
 from services.feature_store.postgres.lineage import LineageTable, record_uses
+from services.feature_store.registry.lineage import Thing, ThingKind
 from services.runtime.errors import FailedPrecondition, NotFound
 from tests.integration.feature_store.rig import T0, Store, source
 

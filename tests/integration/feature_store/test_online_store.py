@@ -15,13 +15,13 @@ import pytest
 
 from foresight.values import Column, DataType, FeatureStatus, Field
 from services.feature_store.__main__ import MIGRATIONS
-from services.feature_store.applier import CatchUp
 from services.feature_store.groups import Reference
-from services.feature_store.online import FoundRow, KeyQuery
-from services.feature_store.online_lmdb import LmdbOnlineStore
+from services.feature_store.online.applier import CatchUp
+from services.feature_store.online.lmdb_store import LmdbOnlineStore
+from services.feature_store.online.store import FoundRow, KeyQuery
 from services.feature_store.postgres.published_rows import PublishedRowReader
 from services.feature_store.postgres.session_lease import SessionLease
-from services.feature_store.scratch import ScratchFolder
+from services.feature_store.tables.scratch import ScratchFolder
 from services.runtime.database import Database, open_database
 from services.runtime.errors import FailedPrecondition, PermissionDenied, Unavailable
 from services.runtime.identity import LOCAL

@@ -19,18 +19,18 @@ from hypothesis import strategies as st
 
 from foresight.transforms import TransformSet
 from foresight.values import Column, DataType, Field, InvalidValue
-from services.feature_store.asof import NumpyAsOf
 from services.feature_store.groups import Reference
-from services.feature_store.histories import EventTimes
-from services.feature_store.large_join import JoinBounds
 from services.feature_store.postgres.row_filters import array_sql, value_sql
-from services.feature_store.queries import Condition, GroupQuery, Operator, SpineQuery
-from services.feature_store.reads import FeatureReads
-from services.feature_store.row_source import FileRows, TableRows, read_all
-from services.feature_store.spill import SpillFolder
-from services.feature_store.spine_queries import SpineQueries
-from services.feature_store.view_join import ViewJoin
-from services.feature_store.watermarks import Watermarks
+from services.feature_store.reads.asof import NumpyAsOf
+from services.feature_store.reads.histories import EventTimes
+from services.feature_store.reads.large_join import JoinBounds
+from services.feature_store.reads.queries import Condition, GroupQuery, Operator, SpineQuery
+from services.feature_store.reads.reading import FeatureReads
+from services.feature_store.reads.spine_queries import SpineQueries
+from services.feature_store.reads.view_join import ViewJoin
+from services.feature_store.reads.watermarks import Watermarks
+from services.feature_store.tables.row_source import FileRows, TableRows, read_all
+from services.feature_store.tables.spill import SpillFolder
 from services.runtime.errors import NotFound, OutOfRange
 from tests.conftest import MakeDatabase
 from tests.integration.feature_store.rig import NOW, UTC_MICROS, Store, at, source

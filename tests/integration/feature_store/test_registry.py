@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 
 from foresight.values import Column, DataType, Expectation, FeatureGroup, Field, InvalidValue, NotNull
-from services.feature_store.about import GroupAbout, ViewAbout
 from services.feature_store.groups import Reference
-from services.feature_store.lineage import Thing, ThingKind
-from services.feature_store.online import KeyQuery
+from services.feature_store.online.store import KeyQuery
 from services.feature_store.postgres.registrations import Registrations
-from services.feature_store.search import FoundKind, Query
+from services.feature_store.registry.about import GroupAbout, ViewAbout
+from services.feature_store.registry.lineage import Thing, ThingKind
+from services.feature_store.registry.search import FoundKind, Query
 from services.runtime.errors import AlreadyExists, FailedPrecondition, NotFound, StaleEtag, Unavailable
 from services.runtime.settings import DatabaseSettings
 from tests.integration.feature_store.rig import T0, LogInMemory, Store, at, keys, running_store, source

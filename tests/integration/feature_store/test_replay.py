@@ -14,14 +14,14 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from foresight.values import Column, DataType, FeatureStatus, Field, InvalidValue, micros_from_instant
-from services.feature_store.applier import Applier
 from services.feature_store.commits import WriteOrigin
 from services.feature_store.groups import Reference
-from services.feature_store.incoming_rows import IncomingRows
-from services.feature_store.leases import FileLease
 from services.feature_store.metrics import FeatureStoreMetrics
-from services.feature_store.row_source import TableRows
-from services.feature_store.vectors import FeatureVectors
+from services.feature_store.online.applier import Applier
+from services.feature_store.online.leases import FileLease
+from services.feature_store.online.vectors import FeatureVectors
+from services.feature_store.tables.row_source import TableRows
+from services.feature_store.writes.incoming_rows import IncomingRows
 from services.runtime.errors import LimitExceeded, NotFound, OutOfRange, Unavailable
 from tests.conftest import MakeDatabase
 from tests.integration.feature_store.rig import NOW, Store, at, keys, running_store, source

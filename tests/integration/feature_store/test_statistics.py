@@ -13,17 +13,17 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from foresight.values import Column, DataType, Field
+from services.feature_store.datasets.manifests import DatasetRequest
+from services.feature_store.datasets.splits import TimeSplit
 from services.feature_store.groups import Reference
-from services.feature_store.manifests import DatasetRequest
 from services.feature_store.postgres.published_rows import PublishedRowReader
 from services.feature_store.postgres.statistics import GroupCommitTable
-from services.feature_store.row_source import TableRows
-from services.feature_store.scratch import ScratchFolder
-from services.feature_store.splits import TimeSplit
 from services.feature_store.statistics.described import DescribedRows
 from services.feature_store.statistics.description import ColumnStatistics, Statistics
 from services.feature_store.statistics.measures import StatisticsMetrics
 from services.feature_store.statistics.targets import CommitRows, DatasetRows, LatestRows, LogWindow, Target
+from services.feature_store.tables.row_source import TableRows
+from services.feature_store.tables.scratch import ScratchFolder
 from services.runtime.errors import FailedPrecondition, NotFound, OutOfRange
 from tests.conftest import MakeDatabase
 from tests.integration.feature_store.rig import (

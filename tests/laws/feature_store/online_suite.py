@@ -19,8 +19,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from foresight.tables import arrow_type
 from foresight.values import Column, DataType, FeatureGroup, Field
 from services.feature_store.groups import StoredGroup
-from services.feature_store.online import CommittedRows, FoundRow, KeyQuery, OnlineStore
-from services.feature_store.row_source import TableRows
+from services.feature_store.online.store import CommittedRows, FoundRow, KeyQuery, OnlineStore
+from services.feature_store.tables.row_source import TableRows
 from services.runtime.errors import FailedPrecondition
 
 FEATURES = (

@@ -20,16 +20,16 @@ from hypothesis import strategies as st
 
 from foresight.transforms import TransformSet
 from foresight.values import Column, DataType, FeatureGroup, FeatureView, Field, ViewFeature, ViewSource
-from services.feature_store.asof import AsOfEngine, DuckDbAsOf, NumpyAsOf, SizedAsOf
-from services.feature_store.derivation import derive_view
 from services.feature_store.groups import StoredGroup
-from services.feature_store.histories import BatchStream, EventTimes, Histories
-from services.feature_store.large_join import JoinBounds
-from services.feature_store.row_source import TableRows, read_all
-from services.feature_store.spill import SpillFolder
-from services.feature_store.spine import check_spine
-from services.feature_store.view_join import ViewJoin
-from services.feature_store.view_plan import ViewPlan, plan_view
+from services.feature_store.reads.asof import AsOfEngine, DuckDbAsOf, NumpyAsOf, SizedAsOf
+from services.feature_store.reads.histories import BatchStream, EventTimes, Histories
+from services.feature_store.reads.large_join import JoinBounds
+from services.feature_store.reads.spine import check_spine
+from services.feature_store.reads.view_join import ViewJoin
+from services.feature_store.registry.derivation import derive_view
+from services.feature_store.registry.view_plan import ViewPlan, plan_view
+from services.feature_store.tables.row_source import TableRows, read_all
+from services.feature_store.tables.spill import SpillFolder
 
 UTC_MICROS = pa.timestamp("us", "UTC")
 # Pairs that a concatenation would confuse.

@@ -16,8 +16,8 @@ import lmdb
 import pytest
 from hypothesis import settings
 
-from services.feature_store.online import FoundRow, OnlineStore
-from services.feature_store.online_lmdb import LmdbOnlineStore
+from services.feature_store.online.lmdb_store import LmdbOnlineStore
+from services.feature_store.online.store import FoundRow, OnlineStore
 from services.runtime.errors import LimitExceeded
 from tests.laws.feature_store.online_suite import GROUPS, OnlineLaws, OnlineStoreMachine, Row, committed, query
 

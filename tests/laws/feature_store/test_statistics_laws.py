@@ -18,7 +18,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foresight.values.instants import EPOCH
-from services.feature_store.row_source import TableRows
 from services.feature_store.statistics.description import (
     RANK_STEPS,
     ColumnStatistics,
@@ -27,6 +26,7 @@ from services.feature_store.statistics.description import (
     TextLengths,
 )
 from services.feature_store.statistics.engine import SketchingEngine
+from services.feature_store.tables.row_source import TableRows
 
 # As it is; and with runs and blocks so short that ordinary examples go through every sketch.
 RUN_VALUES = 64

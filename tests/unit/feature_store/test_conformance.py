@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from foresight.values import DataType, Field
-from services.feature_store.conformance import Unfit, conform
+from services.feature_store.tables.conformance import Unfit, conform
 
 INT = Field("x", DataType.INT64)
 FLOAT = Field("x", DataType.FLOAT64)

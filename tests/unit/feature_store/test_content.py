@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foresight.values import InvalidValue
-from services.feature_store.content import content_sha256
+from services.feature_store.tables.content import content_sha256
 
 columns = st.integers(0, 6).flatmap(
     lambda n: st.fixed_dictionaries(

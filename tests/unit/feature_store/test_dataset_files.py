@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from foresight.values import InvalidValue
-from services.feature_store.content import content_sha256
-from services.feature_store.dataset_files import DatasetFiles, SplitRows
-from services.feature_store.row_source import BATCH_BYTES_MAX, BATCH_ROWS_MAX
+from services.feature_store.datasets.dataset_files import DatasetFiles, SplitRows
+from services.feature_store.tables.content import content_sha256
+from services.feature_store.tables.row_source import BATCH_BYTES_MAX, BATCH_ROWS_MAX
 from services.runtime.errors import DataLoss, LimitExceeded
 
 INT64 = st.integers(-(2**63), 2**63 - 1)

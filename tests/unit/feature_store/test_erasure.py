@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from foresight.values import Column, DataType, FeatureGroup, FeatureView, Field, InvalidValue, ViewFeature, ViewSource
-from services.feature_store.derivation import derive_view
-from services.feature_store.erasure import (
+from services.feature_store.erasure.erasures import (
     Entity,
     covers,
     dump_names,
@@ -21,7 +20,8 @@ from services.feature_store.erasure import (
     ways_in_view,
 )
 from services.feature_store.groups import Reference
-from services.feature_store.queries import Condition, GroupQuery, Operator, SpineQuery
+from services.feature_store.reads.queries import Condition, GroupQuery, Operator, SpineQuery
+from services.feature_store.registry.derivation import derive_view
 
 TEXT, NUMBER, FLAG = DataType.STRING, DataType.INT64, DataType.BOOL
 VALUE = Field("value", DataType.FLOAT64)

@@ -10,10 +10,10 @@ import pyarrow as pa
 import pytest
 
 from foresight.values import InvalidValue
-from services.feature_store.arrow_stream import MESSAGE_BYTES_MAX
-from services.feature_store.expansion import declared_by, expanded_bytes
-from services.feature_store.row_source import read_all
-from services.feature_store.transit import TablesInTransit
+from services.feature_store.tables.arrow_stream import MESSAGE_BYTES_MAX
+from services.feature_store.tables.expansion import declared_by, expanded_bytes
+from services.feature_store.tables.row_source import read_all
+from services.feature_store.tables.transit import TablesInTransit
 from services.runtime.errors import LimitExceeded
 
 ROWS = 1_000_000

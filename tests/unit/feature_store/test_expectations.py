@@ -28,9 +28,9 @@ from foresight.values import (
     Unique,
 )
 from services.feature_store.groups import StoredGroup
-from services.feature_store.incoming_rows import IncomingRows
-from services.feature_store.row_source import RowSource, TableRows, read_all
-from services.feature_store.workspace import Workspace
+from services.feature_store.tables.row_source import RowSource, TableRows, read_all
+from services.feature_store.tables.workspace import Workspace
+from services.feature_store.writes.incoming_rows import IncomingRows
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 UTC_MICROS = pa.timestamp("us", "UTC")

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 from foresight.values import DataType, FeatureGroup, Field, InvalidValue
 from services.feature_store.groups import StoredGroup
-from services.feature_store.incoming_rows import IncomingRows
-from services.feature_store.row_source import TableRows
-from services.feature_store.workspace import Workspace
+from services.feature_store.tables.row_source import TableRows
+from services.feature_store.tables.workspace import Workspace
+from services.feature_store.writes.incoming_rows import IncomingRows
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 GROUP = StoredGroup(
@@ -113,9 +113,9 @@ from datetime import UTC, datetime, timedelta
 import numpy as np, pyarrow as pa
 from foresight.values import DataType, Expectation, FailurePolicy, FeatureGroup, Field, Range, Unique
 from services.feature_store.groups import StoredGroup
-from services.feature_store.incoming_rows import IncomingRows
-from services.feature_store.row_source import write_rows
-from services.feature_store.workspace import Workspace
+from services.feature_store.writes.incoming_rows import IncomingRows
+from services.feature_store.tables.row_source import write_rows
+from services.feature_store.tables.workspace import Workspace
 
 folder = pathlib.Path(sys.argv[1])
 names = [f"x{i}" for i in range(10)]

@@ -17,8 +17,8 @@ from foresight.types.v1 import types_pb2
 from foresight.values import Column, DataType, Field, micros_from_instant
 from foresight.wire import encode_column, encode_instant
 from services.feature_store.groups import Reference
-from services.feature_store.log_groups import LoggedColumn, OutcomeEntry, PredictionEntry
 from services.feature_store.logger_client import LoggerClient
+from services.feature_store.logs.log_groups import LoggedColumn, OutcomeEntry, PredictionEntry
 from services.runtime.channel import open_channel
 from services.runtime.errors import OutOfRange, Unavailable
 

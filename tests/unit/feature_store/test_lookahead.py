@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from services.feature_store.lookahead import looked_ahead
+from services.feature_store.tables.lookahead import looked_ahead
 
 
 def test_items_come_in_order() -> None:

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from foresight.values import Column, DataType, FeatureGroup, Field, InvalidValue
 from services.feature_store.groups import Reference
-from services.feature_store.histories import EventTimes
-from services.feature_store.queries import (
+from services.feature_store.reads.histories import EventTimes
+from services.feature_store.reads.queries import (
     Condition,
     GroupQuery,
     Operator,

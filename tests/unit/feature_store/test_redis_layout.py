@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.feature_store.redis_layout import Names, State, Unsettled, bucket_of, generations_of, row_as_of
+from services.feature_store.online.redis_layout import Names, State, Unsettled, bucket_of, generations_of, row_as_of
 
 
 def row(commit: int, time: int = 0) -> bytes:

@@ -19,10 +19,10 @@ from foresight.values import (
     ViewFeature,
     ViewSource,
 )
-from services.feature_store.about import dump_group_about, dump_view_about, load_group_about, load_view_about
-from services.feature_store.derivation import derive_view
-from services.feature_store.log_groups import predictions_group
-from services.feature_store.specs import dump_group, dump_view, load_group, load_view
+from services.feature_store.logs.log_groups import predictions_group
+from services.feature_store.registry.about import dump_group_about, dump_view_about, load_group_about, load_view_about
+from services.feature_store.registry.derivation import derive_view
+from services.feature_store.registry.specs import dump_group, dump_view, load_group, load_view
 
 WEATHER = FeatureGroup(
     "weather",

@@ -24,10 +24,10 @@ from foresight.values import (
     Range,
     Unique,
 )
-from services.feature_store.about import dump_group_about, dump_view_about, load_group_about, load_view_about
-from services.feature_store.registrations import registered_group, registered_view, with_features
-from services.feature_store.search import FoundKind, Query, results
-from services.feature_store.specs import dump_group
+from services.feature_store.registry.about import dump_group_about, dump_view_about, load_group_about, load_view_about
+from services.feature_store.registry.registrations import registered_group, registered_view, with_features
+from services.feature_store.registry.search import FoundKind, Query, results
+from services.feature_store.registry.specs import dump_group
 from services.runtime.errors import AlreadyExists, LimitExceeded
 from tests.unit.values.columns import columns
 

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.feature_store.repeats import RepeatedHashes, SharedValues, counted, row_hashes, shared_values
-from services.feature_store.workspace import Workspace
+from services.feature_store.tables.repeats import RepeatedHashes, SharedValues, counted, row_hashes, shared_values
+from services.feature_store.tables.workspace import Workspace
 from services.runtime.errors import LimitExceeded
 
 

@@ -14,11 +14,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.feature_store.histories import BatchStream
-from services.feature_store.key_hash import hash_keys
-from services.feature_store.ordered_rows import ROW, OrderedRows, side_by_side
-from services.feature_store.row_source import TableRows, read_all
-from services.feature_store.spill import SpillFolder, gathered
+from services.feature_store.reads.histories import BatchStream
+from services.feature_store.tables.key_hash import hash_keys
+from services.feature_store.tables.ordered_rows import ROW, OrderedRows, side_by_side
+from services.feature_store.tables.row_source import TableRows, read_all
+from services.feature_store.tables.spill import SpillFolder, gathered
 from services.runtime.errors import LimitExceeded
 
 SCHEMA = pa.schema([("n", pa.int64()), ("text", pa.string())])
@@ -137,7 +137,7 @@ _FULL = """
 import asyncio, resource, signal, sys
 from pathlib import Path
 import numpy as np, pyarrow as pa
-from services.feature_store.spill import SpillFolder
+from services.feature_store.tables.spill import SpillFolder
 from services.runtime.errors import LimitExceeded
 
 folder = Path(sys.argv[1])
@@ -203,7 +203,7 @@ _KILLED = """
 import asyncio, os, signal, sys
 from pathlib import Path
 import pyarrow as pa
-from services.feature_store.spill import SpillFolder
+from services.feature_store.tables.spill import SpillFolder
 
 schema = pa.schema([("n", pa.int64())])
 

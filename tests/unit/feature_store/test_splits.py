@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foresight.values import DataType, FeatureView, Field, InvalidValue
-from services.feature_store.splits import SEED_MAX, SPLITS, HashSplit, TimeSplit, hash_keys, split_column
+from services.feature_store.datasets.splits import SEED_MAX, SPLITS, HashSplit, TimeSplit, hash_keys, split_column
 
 MASK = 2**64 - 1
 UTC_MICROS = pa.timestamp("us", "UTC")

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 
 from foresight.tables import decode_table, encode_table
 from foresight.values import InvalidValue
-from services.feature_store.arrow_stream import StreamDecoder
-from services.feature_store.row_source import BATCH_ROWS_MAX, FileRows, TableRows, read_all
-from services.feature_store.scratch import ScratchFolder
-from services.feature_store.transit import TablesInTransit, chunks_of_rows
+from services.feature_store.tables.arrow_stream import StreamDecoder
+from services.feature_store.tables.row_source import BATCH_ROWS_MAX, FileRows, TableRows, read_all
+from services.feature_store.tables.scratch import ScratchFolder
+from services.feature_store.tables.transit import TablesInTransit, chunks_of_rows
 from services.runtime.errors import LimitExceeded
 
 LARGE = 2_000_000
@@ -195,7 +195,7 @@ def test_what_a_killed_process_left_is_removed_at_the_next_start(tmp_path: Path)
     """What a living one has stays."""
     program = (
         "import os, pathlib, signal, sys\n"
-        "from services.feature_store.scratch import ScratchFolder\n"
+        "from services.feature_store.tables.scratch import ScratchFolder\n"
         "ScratchFolder(pathlib.Path(sys.argv[1])).new_path().write_text('rows')\n"
         "os.kill(os.getpid(), signal.SIGKILL)"
     )
@@ -214,7 +214,7 @@ def test_what_a_killed_process_left_is_removed_at_the_next_start(tmp_path: Path)
 MEMORY_PROGRAM = """
 import asyncio, pathlib, resource, sys
 import numpy as np, pyarrow as pa
-from services.feature_store.transit import TablesInTransit
+from services.feature_store.tables.transit import TablesInTransit
 
 class Sink:
     closed = False
@@ -253,7 +253,7 @@ FULL_PROGRAM = """
 import asyncio, pathlib, resource, sys
 import numpy as np, pyarrow as pa
 from foresight.tables import encode_table
-from services.feature_store.transit import TablesInTransit
+from services.feature_store.tables.transit import TablesInTransit
 from services.runtime.errors import LimitExceeded
 
 async def main():

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pytest
 
 from foresight.feature_store.v1 import offline_pb2, query_pb2
-from services.feature_store.leases import FileLease
+from services.feature_store.online.leases import FileLease
 from services.runtime.settings import DatabaseSettings
 from tests.conftest import PostgresServer
 from tests.wire.feature_store.conftest import environment, wait_until_serving

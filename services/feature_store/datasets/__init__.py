@@ -1,0 +1,1 @@
+"""Training datasets: made once, split, stored under their content, made again."""
