@@ -72,7 +72,7 @@ def running_store() -> Iterator[StoreProcess]:
         log = stack.enter_context((folder / "log").open("wb"))
         postgres = subprocess.Popen(embedded.command(), stdout=log, stderr=log, **embedded.identity())
         stack.callback(_stop, postgres, STOP_SIGNAL)
-        asyncio.run(_create_database(embedded, folder / "password"))
+        asyncio.run(_create_database(embedded, (folder / "password").read_text()))
         address = f"unix:{folder}/s"
         prefix = "FORESIGHT_FEATURE_STORE_"
         settings = {
@@ -99,11 +99,11 @@ def running_store() -> Iterator[StoreProcess]:
         yield StoreProcess(client, service.pid, url)
 
 
-async def _create_database(embedded: EmbeddedPostgres, password_file: Path) -> None:
+async def _create_database(embedded: EmbeddedPostgres, password: str) -> None:
     deadline = time.monotonic() + READY_S
     while True:
         try:
-            connection = await asyncpg.connect(embedded.url(), password=password_file.read_text())
+            connection = await asyncpg.connect(embedded.url(), password=password)
             break
         except (OSError, asyncpg.CannotConnectNowError):
             if time.monotonic() > deadline:

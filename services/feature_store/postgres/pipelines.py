@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from datetime import datetime
-from typing import Any
 
-from sqlalchemy import text
+from sqlalchemy import RowMapping, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from foresight.values.pipelines import PipelineRun, PipelineStatus, RunReport, RunState, Trigger
@@ -153,7 +151,7 @@ async def _lock_pipeline(connection: AsyncConnection, name: str) -> None:
         raise LimitExceeded(f"there are {PIPELINES_MAX} pipelines already", limit="pipelines")
 
 
-def _run(row: Mapping[str, Any]) -> PipelineRun:
+def _run(row: RowMapping) -> PipelineRun:
     return PipelineRun(
         id=row["id"],
         pipeline=row["pipeline"],
