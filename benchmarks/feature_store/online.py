@@ -30,11 +30,11 @@ from foresight.feature_store.v1 import online_pb2, online_pb2_grpc
 from foresight.types.v1 import types_pb2
 from foresight.wire import encode_column, encode_instant
 from services.feature_store.groups import StoredGroup
-from services.feature_store.online.store import CommittedRows, KeyQuery
 from services.feature_store.online.lmdb_store import LmdbOnlineStore
-from services.feature_store.tables.row_source import TableRows
+from services.feature_store.online.store import CommittedRows, KeyQuery
 from services.feature_store.online.vectors import assemble
 from services.feature_store.registry.view_plan import plan_view
+from services.feature_store.tables.row_source import TableRows
 
 ENTITIES, KEYS, GROUPS, FEATURES = 10_000, 64, 3, 5
 CALLS = 2_000
