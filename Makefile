@@ -8,7 +8,7 @@ PROTOS = $(shell cd protos && find foresight inference -name '*.proto' | sort)
 .DEFAULT_GOAL := help
 
 help: ## List the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z_-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-20s %s\n", $$1, $$2}'
 
 $(VENV)/.installed: requirements-build.lock requirements-dev.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Foresight needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
@@ -63,7 +63,10 @@ lock: setup ## Resolve the dependencies anew (names, versions and hashes only)
 bench-start: setup ## Measure how long the local stack takes to be ready
 	$(BIN)/python -m benchmarks.start
 
+bench-feature_store: setup ## Measure the feature store, beside Feast and beside its own limits (about half an hour)
+	$(BIN)/python -m benchmarks.feature_store
+
 clean: ## Remove what the targets made
 	rm -rf $(VENV) var .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
-.PHONY: help setup demo test chaos up down lint check proto lock bench-start clean
+.PHONY: help setup demo test chaos up down lint check proto lock bench-start bench-feature_store clean
