@@ -27,7 +27,8 @@ from services.feature_store.erasure.eraser import ErasedParts, Eraser
 from services.feature_store.logger_client import LoggerClient
 from services.feature_store.logs.ingestion import LogIngestion
 from services.feature_store.metrics import FeatureStoreMetrics
-from services.feature_store.online.applier import Applier, CatchUp
+from services.feature_store.online.applier import Applier
+from services.feature_store.online.catch_up import CatchUp
 from services.feature_store.online.rebuild import OnlineRebuild
 from services.feature_store.online.stores import open_online_store
 from services.feature_store.online.vectors import VectorReader

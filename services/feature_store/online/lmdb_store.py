@@ -20,15 +20,9 @@ import lmdb
 from foresight.values import Column
 from services.feature_store.groups import StoredGroup
 from services.feature_store.online.generations import Generations
+from services.feature_store.online.key_codec import group_prefix, stored_key, whole_key
 from services.feature_store.online.lmdb_file import Closed, LmdbFile
-from services.feature_store.online.row_codec import (
-    RowCodecs,
-    group_prefix,
-    latest_per_key,
-    stored_key,
-    version_of,
-    whole_key,
-)
+from services.feature_store.online.row_codec import RowCodecs, latest_per_key, version_of
 from services.feature_store.online.store import CommittedRows, FoundRows, KeyQuery, Lookup, Progress
 from services.runtime.errors import Unavailable
 from services.runtime.threads import in_thread
@@ -239,8 +233,8 @@ class _Rows:
             codec = self._codecs.of(query.group)
             entities = encoded.get(query.keys)
             if entities is None:
-                entities = encoded[query.keys] = codec.entities(query.keys)
-            rows: list[Any] = [None if key is None else get(key) for key in codec.stored_keys(entities)]
+                entities = encoded[query.keys] = codec.key.entities(query.keys)
+            rows: list[Any] = [None if key is None else get(key) for key in codec.key.stored_keys(entities)]
             found.append(codec.decode_all(rows, entities))
         return Lookup(found, applied)
 
@@ -262,7 +256,7 @@ class _Rows:
 
     def remove(self, group: StoredGroup, columns: tuple[Column, ...]) -> int:
         codec = self._codecs.of(group)
-        keys = [key for key in codec.keys(columns) if key is not None]
+        keys = [key for key in codec.key.keys(columns) if key is not None]
 
         def delete(transaction: lmdb.Transaction) -> int:
             _live_state(transaction)
@@ -293,7 +287,7 @@ class _Rows:
             return whole, last
 
         whole, last = self.file.read(page)
-        return self._codecs.of(group).key_columns(whole), last
+        return self._codecs.of(group).key.columns(whole), last
 
     def erased(self, erasure: int) -> None:
         def note(transaction: lmdb.Transaction) -> None:

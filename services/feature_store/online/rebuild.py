@@ -16,7 +16,7 @@ import pyarrow as pa
 import structlog
 
 from services.feature_store.groups import StoredGroup
-from services.feature_store.online.applier import CatchUp
+from services.feature_store.online.catch_up import CatchUp
 from services.feature_store.online.store import CommittedRows, OnlineStore, Replacement
 from services.feature_store.reads.histories import BatchStream
 from services.feature_store.tables.row_source import BATCH_BYTES_MAX, BATCH_ROWS_MAX, TableRows

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from foresight.values import Column
 from services.feature_store.groups import StoredGroup
+from services.feature_store.online.key_codec import GROUP_BYTES, group_prefix, whole_key
 from services.feature_store.online.redis_commands import Command, RedisCommands, Script
 from services.feature_store.online.redis_layout import (
     ADVANCE,
@@ -25,14 +26,7 @@ from services.feature_store.online.redis_layout import (
     current_row,
     generations_of,
 )
-from services.feature_store.online.row_codec import (
-    GROUP_BYTES,
-    RowCodec,
-    RowCodecs,
-    group_prefix,
-    latest_per_key,
-    whole_key,
-)
+from services.feature_store.online.row_codec import RowCodec, RowCodecs, latest_per_key
 from services.feature_store.online.store import CommittedRows
 from services.runtime.errors import FailedPrecondition, Unavailable
 from services.runtime.threads import in_thread_unless
@@ -168,8 +162,8 @@ class RedisRows:
         """Removes keys; answers how many there were."""
         buckets: dict[int, list[bytes]] = defaultdict(list)
         codec = self._codecs.of(group)
-        entities = codec.entities(columns)
-        for entity, key in zip(entities, codec.stored_keys(entities), strict=True):
+        entities = codec.key.entities(columns)
+        for entity, key in zip(entities, codec.key.stored_keys(entities), strict=True):
             if entity is not None and key is not None:
                 buckets[bucket_of(entity, self._state.buckets)].append(key)
         commands: list[Command] = [("HDEL", self._name(bucket), *keys) for bucket, keys in buckets.items()]
@@ -191,7 +185,7 @@ class RedisRows:
                 found = {key: value for key, value in fields.items() if key.startswith(prefix) and key not in seen}
                 seen.update(found)
                 if found:
-                    yield codec.key_columns([whole_key(key, current_row(value)) for key, value in found.items()])
+                    yield codec.key.columns([whole_key(key, current_row(value)) for key, value in found.items()])
                 if not int(cursor):
                     break
 

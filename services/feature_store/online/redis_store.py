@@ -87,7 +87,7 @@ class RedisOnlineStore:
     async def lookup(self, queries: Sequence[KeyQuery]) -> Lookup:
         """See `OnlineStore.lookup`."""
         codecs = [self._codecs.of(query.group) for query in queries]
-        asked = [(codec, codec.entities(query.keys)) for codec, query in zip(codecs, queries, strict=True)]
+        asked = [(codec, codec.key.entities(query.keys)) for codec, query in zip(codecs, queries, strict=True)]
         try:
             async with asyncio.timeout(LOOKUP_TIMEOUT_S):
                 return await self._lookup(asked)
@@ -154,7 +154,7 @@ class RedisOnlineStore:
         """Values by stored key, and the applied commit of now; None if another generation is the live one now."""
         buckets: dict[int, list[bytes]] = defaultdict(list)
         for codec, entities in asked:
-            for entity, key in zip(entities, codec.stored_keys(entities), strict=True):
+            for entity, key in zip(entities, codec.key.stored_keys(entities), strict=True):
                 if entity is not None and key is not None:
                     buckets[bucket_of(entity, known.buckets)].append(key)
         commands: list[Command] = [("HMGET", self._names.state, GENERATION, f"applied:{known.generation}")]
@@ -240,7 +240,7 @@ class RedisReplacement:
 
 def _decoded(codec: RowCodec, entities: Sequence[bytes | None], values: dict[bytes, bytes], applied: int) -> FoundRows:
     rows: list[bytes | None] = []
-    for key in codec.stored_keys(entities):
+    for key in codec.key.stored_keys(entities):
         value = None if key is None else values.get(key)
         rows.append(None if value is None else row_as_of(value, applied))
     return codec.decode_all(rows, entities)

@@ -1,8 +1,4 @@
-"""Rows and keys of a group as bytes, for a key-value store.
-
-A key is the group's id and then, key by key, a tag of the type and the value (texts with their length before them), so
-that ('1', '23') and ('12', '3') stay apart. A key that would be longer than KEY_BYTES_MAX is a digest of itself; the
-whole key then stands at the end of the row and is compared.
+"""Rows of a group as bytes, for a key-value store. Of keys see `key_codec.py`.
 
 A row is: layout, flags, event time, commit, the number of features, where the texts begin, one bit per feature for
 "not NULL", the features of fixed width (texts as their length), the texts, and the whole key if it is digested. All
@@ -13,7 +9,6 @@ without those.
 
 from __future__ import annotations
 
-import hashlib
 import struct
 from collections.abc import Sequence
 from operator import add
@@ -25,25 +20,18 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from foresight.tables import arrow_type, column_from_arrow
-from foresight.values import Column, DataType, FeatureGroup, Field
+from foresight.values import DataType, FeatureGroup, Field
 from services.feature_store.groups import StoredGroup
+from services.feature_store.online.key_codec import KeyCodec, stored_key
 from services.feature_store.online.store import FoundRow, FoundRows
 
-# LMDB takes 511 bytes; what is longer than this is digested.
-KEY_BYTES_MAX = 480
 LAYOUT = 2
 _DELETED, _DIGESTED = 1, 2
-_GROUP_ID = struct.Struct(">I")
-GROUP_BYTES = _GROUP_ID.size
 _HEADER = struct.Struct("<BBqQHI")
 _SHAPE = struct.Struct("<HI")
 _SHAPE_OFFSET = 18
 _VERSION = struct.Struct("<qQ")
-# Numbers that follow one another lie beside one another, so that they are written in a row.
-_INT_KEY = struct.Struct(">cq")
-_TEXT_KEY = struct.Struct("<cH")
 _VERSION_OFFSET = 2
-_DIGEST_TAG = b"\xff"
 _FORMATS = {
     DataType.INT64: "q",
     DataType.FLOAT64: "d",
@@ -74,10 +62,10 @@ class EncodedRows(NamedTuple):
 
 
 class RowCodec:
-    """Encodes and decodes keys and rows of one state of a group version."""
+    """Encodes and decodes rows of one state of a group version; `key` does so for its keys."""
 
     def __init__(self, stored: StoredGroup) -> None:
-        self._prefix = _GROUP_ID.pack(stored.id)
+        self.key = KeyCodec(stored)
         self._group: FeatureGroup = stored.group
         features = stored.group.features
         self._count = len(features)
@@ -92,63 +80,19 @@ class RowCodec:
         ]
         self._dtype = np.dtype(parts)
         self._defaults = tuple(_default(stored.group, feature) for feature in features)
-        key_types = [key.type for key in stored.group.entity_keys]
-        self._key_writers = [_KEY_WRITERS[type] for type in key_types]
-        self._key_dtype = None if DataType.STRING in key_types else _fixed_key_dtype(key_types)
-
-    # Keys
-
-    def keys(self, columns: tuple[Column, ...]) -> list[bytes | None]:
-        """The whole key of each entity, before digesting; None where a part is NULL."""
-        prefix = self._prefix
-        return [None if entity is None else prefix + entity for entity in self.entities(columns)]
-
-    def entities(self, columns: tuple[Column, ...]) -> list[bytes | None]:
-        """The whole keys without the group: the same for all groups that have keys of these types in this order."""
-        writers = self._key_writers
-        if len(columns) == 1:
-            entities: list[bytes | None] = list(map(writers[0], columns[0].values.tolist()))
-        else:
-            parts = [list(map(w, c.values.tolist())) for w, c in zip(writers, columns, strict=True)]
-            entities = list(map(b"".join, zip(*parts, strict=True)))
-        for column in columns:
-            if column.valid is not None:
-                for row in np.flatnonzero(~column.valid):
-                    entities[row] = None
-        return entities
-
-    def stored_keys(self, entities: Sequence[bytes | None]) -> list[bytes | None]:
-        """The keys under which the rows of entities are stored."""
-        prefix = self._prefix
-        if self._key_dtype is not None:
-            return [None if entity is None else prefix + entity for entity in entities]
-        return [None if entity is None else stored_key(prefix + entity) for entity in entities]
-
-    def key_columns(self, whole: Sequence[bytes]) -> tuple[Column, ...]:
-        """The entities of whole keys, one column per key of the group."""
-        values: list[list[Any]] = [[] for _ in self._group.entity_keys]
-        for key in whole:
-            offset = _GROUP_ID.size
-            for taken in values:
-                value, offset = _read_key(key, offset)
-                taken.append(value)
-        fields = zip(self._group.entity_keys, values, strict=True)
-        return tuple(Column.build(field.name, field.type, taken) for field, taken in fields)
-
-    # Rows
 
     def encode(self, rows: pa.RecordBatch) -> EncodedRows:
         """The bytes of rows with keys, features, `event_time`, `commit` and `deleted`."""
         n = rows.num_rows
         key_columns = tuple(column_from_arrow(rows[f.name], f) for f in self._group.entity_keys)
         # Stored rows have no NULL keys.
-        whole = self._whole_keys(key_columns)
+        whole = self.key.whole_keys(key_columns)
         fixed, texts = self._fixed_part(rows)
         data, width = fixed.tobytes(), fixed.dtype.itemsize
         encoded = [data[i : i + width] for i in range(0, n * width, width)]
         if texts:
             encoded = [b"".join(parts) for parts in zip(encoded, *texts, strict=True)]
-        if self._key_dtype is not None or max(map(len, whole), default=0) <= KEY_BYTES_MAX:
+        if not self.key.may_be_digested(whole):
             return EncodedRows(whole, whole, encoded)
         stored = [stored_key(key) for key in whole]
         for i, key in enumerate(whole):
@@ -157,17 +101,6 @@ class RowCodec:
                 row[1] |= _DIGESTED
                 encoded[i] = bytes(row)
         return EncodedRows(whole, stored, encoded)
-
-    def _whole_keys(self, columns: tuple[Column, ...]) -> list[bytes]:
-        if self._key_dtype is None:
-            return [key for key in self.keys(columns) if key is not None]
-        keys = np.zeros(len(columns[0]), self._key_dtype)
-        keys["group"] = np.frombuffer(self._prefix, "V4")
-        for i, column in enumerate(columns):
-            keys[f"t{i}"] = b"i" if column.type is DataType.INT64 else b"b"
-            keys[f"v{i}"] = column.values
-        data, width = keys.tobytes(), keys.dtype.itemsize
-        return [data[i : i + width] for i in range(0, len(data), width)]
 
     def _fixed_part(self, rows: pa.RecordBatch) -> tuple[NDArray[Any], list[list[bytes]]]:
         """The structured array of everything of fixed width, and the bytes of each text column."""
@@ -203,7 +136,7 @@ class RowCodec:
             found = self._decode_whole(rows)
             if found is not None:
                 return found
-        prefix = self._prefix
+        prefix = self.key.prefix
         pairs = zip(rows, entities, strict=True)
         decoded = [None if row is None or e is None else self.decode(row, prefix + e) for row, e in pairs]
         return FoundRows.of(decoded, self._count)
@@ -307,29 +240,6 @@ class RowCodecs:
         return codec
 
 
-def stored_key(whole: bytes) -> bytes:
-    """The key under which a row is stored: the whole key, or the group's id and a digest of it."""
-    if len(whole) <= KEY_BYTES_MAX:
-        return whole
-    return whole[: _GROUP_ID.size] + _DIGEST_TAG + hashlib.blake2b(whole, digest_size=32).digest()
-
-
-def whole_key(stored: bytes, row: bytes) -> bytes:
-    """The whole key of a stored key and its row."""
-    if stored[_GROUP_ID.size : _GROUP_ID.size + 1] != _DIGEST_TAG:
-        return stored
-    # The digest stands for a key that is longer than what it would have been stored under; it ends the row.
-    for start in range(len(row) - KEY_BYTES_MAX - 1, -1, -1):
-        if row.startswith(stored[: _GROUP_ID.size], start) and stored_key(row[start:]) == stored:
-            return row[start:]
-    raise ValueError("a row does not have the key under which it is stored")
-
-
-def group_prefix(stored: StoredGroup) -> bytes:
-    """What all stored keys of a group begin with."""
-    return _GROUP_ID.pack(stored.id)
-
-
 def version_of(row: bytes) -> tuple[int, int]:
     """(event time, commit) of stored bytes: the greater one is the later row."""
     time, commit = _VERSION.unpack_from(row, _VERSION_OFFSET)
@@ -352,42 +262,3 @@ def _default(group: FeatureGroup, feature: Field) -> Any:
     if default is None or not default.is_valid(0):
         return None
     return default.values[0] if feature.type is DataType.STRING else default.values[0].tolist()
-
-
-def _fixed_key_dtype(types: Sequence[DataType]) -> np.dtype[Any]:
-    parts: list[Any] = [("group", "V4")]
-    for i, type in enumerate(types):
-        parts += [(f"t{i}", "S1"), (f"v{i}", ">i8" if type is DataType.INT64 else "?")]
-    return np.dtype(parts)
-
-
-def _int_key(value: int) -> bytes:
-    return _INT_KEY.pack(b"i", value)
-
-
-def _bool_key(value: bool) -> bytes:
-    return b"b\x01" if value else b"b\x00"
-
-
-def _text_key(value: str) -> bytes:
-    data = value.encode()
-    return _TEXT_KEY.pack(b"s", len(data)) + data
-
-
-def _read_key(key: bytes, offset: int) -> tuple[Any, int]:
-    """The part of a whole key that begins at an offset, and where the next one begins."""
-    match key[offset : offset + 1]:
-        case b"i":
-            return _INT_KEY.unpack_from(key, offset)[1], offset + _INT_KEY.size
-        case b"b":
-            return key[offset + 1] == 1, offset + 2
-    start = offset + _TEXT_KEY.size
-    end = start + _TEXT_KEY.unpack_from(key, offset)[1]
-    return key[start:end].decode(), end
-
-
-_KEY_WRITERS: dict[DataType, Any] = {
-    DataType.INT64: _int_key,
-    DataType.BOOL: _bool_key,
-    DataType.STRING: _text_key,
-}

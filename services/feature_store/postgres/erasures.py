@@ -30,7 +30,7 @@ from services.feature_store.erasure.erasures import (
 )
 from services.feature_store.groups import Reference, StoredGroup
 from services.feature_store.logs.log_groups import OUTCOMES, PREDICTIONS, group_name
-from services.feature_store.online.applier import PublishedErasure
+from services.feature_store.online.catch_up import PublishedErasure
 from services.feature_store.postgres.catalogue import load_group_row, load_view_row
 from services.feature_store.postgres.erased_rows import keys_of_entity
 from services.runtime.database import Database

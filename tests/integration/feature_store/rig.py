@@ -29,7 +29,8 @@ from services.feature_store.groups import Reference
 from services.feature_store.logs.ingestion import LogIngestion
 from services.feature_store.logs.log_groups import LogPage, LogSource, OutcomeEntry, PredictionEntry
 from services.feature_store.metrics import FeatureStoreMetrics
-from services.feature_store.online.applier import Applier, CatchUp
+from services.feature_store.online.applier import Applier
+from services.feature_store.online.catch_up import CatchUp
 from services.feature_store.online.leases import FileLease
 from services.feature_store.online.lmdb_store import LmdbOnlineStore
 from services.feature_store.online.rebuild import OnlineRebuild

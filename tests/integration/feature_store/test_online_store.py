@@ -16,7 +16,7 @@ import pytest
 from foresight.values import Column, DataType, FeatureStatus, Field
 from services.feature_store.__main__ import MIGRATIONS
 from services.feature_store.groups import Reference
-from services.feature_store.online.applier import CatchUp
+from services.feature_store.online.catch_up import CatchUp
 from services.feature_store.online.lmdb_store import LmdbOnlineStore
 from services.feature_store.online.store import FoundRow, KeyQuery
 from services.feature_store.postgres.published_rows import PublishedRowReader
