@@ -70,7 +70,7 @@ class BareJoin:
                 cursor.execute(self._reads[s.group.name])
                 self._duckdb.register(s.group.name, cursor.fetch_arrow_table())
         self._duckdb.register("spine", self._flights.spine)
-        joined: pd.DataFrame = self._duckdb.execute(self._join_statement()).to_arrow_table().to_pandas()
+        joined: pd.DataFrame = self._duckdb.sql(self._join_statement()).to_arrow_table().to_pandas()
         return joined
 
     def close(self) -> None:
