@@ -36,7 +36,9 @@ class OnlineServicer(online_pb2_grpc.OnlineFeatureServiceServicer):
             decode_columns(request.entity_keys, "entity_keys"),
             _event_time(request),
         )
-        return online_pb2.GetFeatureVectorsResponse(vectors=_encode_vectors(vectors))
+        response = online_pb2.GetFeatureVectorsResponse()
+        _fill(response.vectors, vectors)
+        return response
 
     async def ReplayFeatureVectors(
         self, request: online_pb2.ReplayFeatureVectorsRequest, context: Context
@@ -47,7 +49,9 @@ class OnlineServicer(online_pb2_grpc.OnlineFeatureServiceServicer):
             _event_time(request),
             request.applied_commit,
         )
-        return online_pb2.ReplayFeatureVectorsResponse(vectors=_encode_vectors(vectors))
+        response = online_pb2.ReplayFeatureVectorsResponse()
+        _fill(response.vectors, vectors)
+        return response
 
     async def RebuildOnlineStore(
         self, request: online_pb2.RebuildOnlineStoreRequest, context: Context
@@ -62,9 +66,9 @@ def _event_time(request: online_pb2.GetFeatureVectorsRequest | online_pb2.Replay
     return decode_instant(request.event_time)
 
 
-def _encode_vectors(vectors: FeatureVectors) -> online_pb2.FeatureVectors:
-    """Filled in place: building each column apart and copying it would cost as much as the look-up."""
-    message = online_pb2.FeatureVectors(applied_commit=vectors.applied_commit)
+def _fill(message: online_pb2.FeatureVectors, vectors: FeatureVectors) -> None:
+    """Fills in place: building the parts and copying them would cost as much as the look-up."""
+    message.applied_commit = vectors.applied_commit
     message.view.name, message.view.version = vectors.view.name, vectors.view.version
     for feature in vectors.features:
         into = message.features.add(statuses=feature.statuses, source=feature.source)
@@ -80,7 +84,8 @@ def _encode_vectors(vectors: FeatureVectors) -> online_pb2.FeatureVectors:
         if feature.statuses.strip(b"\x01"):
             column.validity = bytes(status == _ALL_PRESENT for status in feature.statuses)
     for rows in vectors.rows:
-        source = message.rows.add(event_time_micros=rows.event_time_us, commits=rows.commits)
+        source = message.rows.add()
+        source.event_time_micros.extend(rows.event_time_us)
+        source.commits.extend(rows.commits)
         source.erased_commits.extend(rows.erased_commits)
         source.group.name, source.group.version = rows.group.group.name, rows.group.group.version
-    return message
