@@ -135,11 +135,10 @@ class CatchUp:
             if found.commit > applied:
                 break
             for stored in await self.erasures.groups(found):
-                removed = 0
                 async for keys in self.erasures.keys(found, stored, store.keys(stored)):
-                    removed += await store.remove(stored, keys)
-                if removed:
-                    await self._apply_again(store, stored, found.commit, applied)
+                    await store.remove(stored, keys)
+                # Also when nothing was there: an attempt that failed after it had removed the keys left none.
+                await self._apply_again(store, stored, found.commit, applied)
             await store.erased(found.number)
             done = found
         return done

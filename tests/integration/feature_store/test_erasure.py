@@ -22,7 +22,7 @@ from foresight.values import Column, DataType, Expectation, FailurePolicy, Field
 from services.feature_store.datasets.manifests import DatasetRequest, LoggedSelection, Manifest
 from services.feature_store.erasure.eraser import Eraser, LogProgress, LogSelection
 from services.feature_store.erasure.erasures import Entity, ErasureReport, Step
-from services.feature_store.groups import Reference
+from services.feature_store.groups import Reference, StoredGroup
 from services.feature_store.logger_client import LoggerClient
 from services.feature_store.postgres.erased_rows import ROWS_PER_TRANSACTION
 from services.feature_store.reads.queries import Condition, GroupQuery, Operator, SpineQuery
@@ -305,6 +305,31 @@ async def test_rows_written_while_they_are_being_forgotten_stay_everywhere(world
     assert [row["age"] for row in await store.read("people") if row["customer"] == MARKER] == [7.0]
     vectors = await store.vectors.latest(Reference("ages"), keys(customer=[MARKER, OTHER]), at(30))
     assert vectors.features[0].values[0] == 7.0
+    assert online_with(store, MARKER) == 1
+
+
+async def test_rows_written_meanwhile_come_again_after_an_attempt_that_failed(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The keys were removed already, with the later rows: the next attempt finds nothing to remove."""
+    store = world.store
+    whole, failures = store.online.remove, 3
+
+    async def failing(group: StoredGroup, columns: tuple[Column, ...]) -> int:
+        nonlocal failures
+        removed = await whole(group, columns)
+        if failures:
+            failures -= 1
+            raise Unavailable("the connection is gone")
+        return removed
+
+    monkeypatch.setattr(store.online, "remove", failing)
+    await store.erasures.begin("first", Entity.of(key_columns(customer=MARKER)), NOW)
+    await store.write("people", [{"customer": MARKER, "event_time": at(9), "age": 7.0}])
+    await world.forget()
+    assert not failures
+    vectors = await store.vectors.latest(Reference("ages"), keys(customer=[MARKER]), at(30))
+    assert vectors.features[0].values == [7.0]
     assert online_with(store, MARKER) == 1
 
 
