@@ -7,6 +7,7 @@ a text is the polynomial of its bytes modulo 2^64.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,6 +18,8 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _FIRST = np.uint64(0xBF58476D1CE4E5B9)
 _SECOND = np.uint64(0x94D049BB133111EB)
 _BASE = 0x100000001B3
+# Texts that are hashed at once; a longer one is hashed alone.
+TEXT_BYTES = 256 << 10
 
 
 def hash_keys(keys: Sequence[pa.Array]) -> NDArray[np.uint64]:
@@ -48,11 +51,22 @@ def _texts(texts: pa.Array) -> NDArray[np.uint64]:
     if data is None or not len(texts):
         return hashes
     bounds = np.frombuffer(offsets, np.int64)[texts.offset : texts.offset + len(texts) + 1]
+    values = np.frombuffer(data, np.uint8)
+    # A byte takes some tens of bytes on the way.
+    ends = np.searchsorted(bounds, np.arange(bounds[0] + TEXT_BYTES, bounds[-1], TEXT_BYTES), "right") - 1
+    for start, end in itertools.pairwise(np.unique([0, *ends, len(texts)]).tolist()):
+        hashes[start:end] = _polynomials(values, bounds[start : end + 1])
+    return hashes
+
+
+def _polynomials(data: NDArray[np.uint8], bounds: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """The hashes of the texts between bounds."""
+    hashes = np.zeros(len(bounds) - 1, np.uint64)
     lengths = np.diff(bounds)
     filled = np.flatnonzero(lengths)
     if not len(filled):
         return hashes
-    values = np.frombuffer(data, np.uint8)[bounds[0] : bounds[-1]].astype(np.uint64)
+    values = data[bounds[0] : bounds[-1]].astype(np.uint64)
     starts = bounds[filled] - bounds[0]
     place = np.arange(len(values)) - np.repeat(starts, lengths[filled])
     powers = np.ones(int(lengths.max()), np.uint64)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections import Counter
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from services.feature_store.tables import key_hash
 from services.feature_store.tables.repeats import RepeatedHashes, SharedValues, counted, row_hashes, shared_values
 from services.feature_store.tables.workspace import Workspace
 from services.runtime.errors import LimitExceeded
@@ -66,3 +69,27 @@ def test_counts_are_of_values_and_come_some_at_a_time(workspace: Workspace) -> N
     assert list(counted(lambda: iter([columns]), asked[:0])) == []
     shared = shared_values(lambda: iter([columns[0], pa.array(["q", None])]), workspace)
     assert shared.among(pa.array(["x", "y", "q", None])).tolist() == [True, False, False, False]
+
+
+def test_hashes_of_long_texts_take_little_memory() -> None:
+    """A batch of a write may be all text; a byte of it must not take tens of bytes."""
+    texts = pa.array([f"{i:04}" * 1_024 for i in range(2_048)])
+    expected = [row_hashes([texts.slice(i, 1)])[0] for i in (0, 1, 1_023, 2_047)]
+    tracemalloc.start()
+    try:
+        hashes = row_hashes([texts])
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert hashes[[0, 1, 1_023, 2_047]].tolist() == expected
+    assert peak < 2 * texts.nbytes
+
+
+@given(st.lists(st.one_of(st.none(), st.text(max_size=9)), max_size=40), st.integers(1, 20))
+def test_a_text_has_one_hash_wherever_it_is_cut(texts: list[str | None], size: int) -> None:
+    """Whatever stands before it in the batch, and however many texts are hashed at once."""
+    column = pa.array(texts, pa.string())
+    alone = [row_hashes([column.slice(i, 1)])[0] for i in range(len(column))]
+    with mock.patch.object(key_hash, "TEXT_BYTES", size):
+        assert row_hashes([column]).tolist() == alone
+        assert row_hashes([column.slice(len(column) // 2)]).tolist() == alone[len(column) // 2 :]
