@@ -7,6 +7,7 @@ serves as it was.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from services.feature_store.online.catch_up import CatchUp
 from services.feature_store.online.store import CommittedRows, OnlineStore, Replacement
 from services.feature_store.reads.histories import BatchStream
 from services.feature_store.tables.row_source import BATCH_BYTES_MAX, BATCH_ROWS_MAX, TableRows
-from services.runtime.errors import PermissionDenied
+from services.runtime.errors import NotFound, PermissionDenied
 from services.runtime.identity import is_operator
 from services.runtime.threads import in_thread
 
@@ -35,7 +36,9 @@ class LatestRows(Protocol):
         ...
 
     def latest(self, stored: StoredGroup, watermark: int) -> AbstractAsyncContextManager[BatchStream]:
-        """The latest row per key among commits up to `watermark`, tombstones too: they keep late rows out."""
+        """The latest row per key among commits up to `watermark`, tombstones too: they keep late rows out.
+
+        Raises NotFound for a group that was dropped."""
         ...
 
 
@@ -78,7 +81,12 @@ class OnlineRebuild:
         stored = await self._catch_up.group(group_id)
         if stored is None:
             return
-        async with self._rows.latest(stored, watermark) as stream:
+        async with contextlib.AsyncExitStack() as stack:
+            try:
+                stream = await stack.enter_async_context(self._rows.latest(stored, watermark))
+            except NotFound:
+                # Dropped since it was asked for.
+                return
             async for rows in _joined(stream):
                 await made.apply(0, [CommittedRows(stored, TableRows(rows))])
 

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
+import adbc_driver_manager as adbc
 import pyarrow as pa
 
 from foresight.tables import arrow_type
@@ -16,8 +17,10 @@ from services.feature_store.reads.histories import BatchStream
 from services.feature_store.tables.row_source import RowSource, TableRows, write_rows
 from services.feature_store.tables.scratch import ScratchFolder
 from services.runtime.database import Database
+from services.runtime.errors import NotFound
 from services.runtime.threads import in_thread
 
+_UNDEFINED_TABLE = "42P01"
 # More rows than this go through a file.
 MEMORY_ROWS_MAX = 250_000
 _FIXED = {"event_time": "r.event_time", "deleted": "r.deleted", "commit": "c.commit"}
@@ -58,7 +61,7 @@ class PublishedRowReader:
     async def latest(self, stored: StoredGroup, watermark: int) -> AsyncIterator[BatchStream]:
         """The latest row per key among commits up to `watermark`, tombstones too: they keep late rows out.
 
-        Holds one Arrow connection until it is closed.
+        Holds one Arrow connection until it is closed. Raises NotFound for a group that was dropped.
         """
         keys = ", ".join(f"r.k{i}" for i in range(len(stored.group.entity_keys)))
         select = _select(stored.group, stored.id).replace("SELECT ", f"SELECT DISTINCT ON ({keys}) ", 1)
@@ -67,7 +70,12 @@ class PublishedRowReader:
         async with self._database.arrow() as connection:
             cursor = connection.cursor()
             try:
-                reader = await in_thread(_open, cursor, statement)
+                try:
+                    reader = await in_thread(_open, cursor, statement)
+                except adbc.ProgrammingError as error:
+                    if error.sqlstate != _UNDEFINED_TABLE:
+                        raise
+                    raise NotFound("feature group", stored.group.name) from error
                 yield BatchStream(schema, lambda: next(_cast(reader, schema), None))
                 await in_thread(reader.close)
             finally:

@@ -189,6 +189,10 @@ def _copy(
 def _publish_accepted(
     connection: Any, stored: StoredGroup, accepted: AcceptedRows, write: int, origin: WriteOrigin
 ) -> Commit:
+    if not accepted.rows:
+        # Copying would have found out, and kept it from being dropped: what is kept apart goes with the group.
+        with connection.cursor() as cursor:
+            cursor.execute(f"LOCK TABLE {table_of(stored.id)} IN ROW EXCLUSIVE MODE")
     if accepted.quarantined is not None:
         keep_apart(connection, stored, write, accepted.quarantined)
     if accepted.rows or accepted.quarantined_rows:

@@ -7,8 +7,9 @@ from datetime import timedelta
 
 import pytest
 
-from foresight.values import DataType, Field, InvalidValue
-from services.feature_store.groups import Reference
+from foresight.values import DataType, Expectation, FailurePolicy, Field, InvalidValue, Range
+from foresight.values.pipelines import PositionMove
+from services.feature_store.groups import Reference, StoredGroup
 from services.feature_store.reads.histories import EventTimes
 from services.feature_store.reads.queries import GroupQuery
 from services.feature_store.tables.row_source import TableRows
@@ -145,3 +146,34 @@ async def test_long_text_keys_are_stored_and_found(store: Store) -> None:
     long = "".join(chr(0x4E00 + (i * 7_919) % 20_000) for i in range(1_365))
     await store.write("weather", [{"place": long, "event_time": at(1), "wind": 1.0}])
     assert (await store.read("weather"))[0]["place"] == long
+
+
+@pytest.mark.parametrize("value", [5.0, 0.5])
+async def test_a_write_that_a_drop_overtook_is_refused_whatever_is_left_of_it(
+    store: Store, value: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is kept apart for a group that is gone would be found by nobody, and forgotten by no erasure."""
+    await store.group(
+        "tides",
+        [Field("place", DataType.STRING)],
+        [Field("level", DataType.FLOAT64)],
+        expectations=(Expectation(Range(0, 1), "level"),),
+        failure_policy=FailurePolicy.QUARANTINE,
+    )
+    stored, last = await store.registry.group(Reference("tides")), await store.commits.last()
+    await store.registry.drop_group(Reference("tides", 1), "")
+
+    async def as_it_was(_: Reference) -> StoredGroup:
+        return stored
+
+    monkeypatch.setattr(store.registry, "group", as_it_was)
+    with pytest.raises(NotFound):
+        await store.write("tides", [{"place": "a", "event_time": at(1), "level": value}])
+    nothing = table(stored.group, [{"place": "a", "event_time": at(1), "level": 0.0}]).slice(1)
+    with pytest.raises(NotFound):
+        await store.write_table("tides", nothing, "none", progress=PositionMove("tidal", "", "1"))
+    # The drop itself is one.
+    assert await store.commits.last() == last + 1
+    async with store.database.statements() as connection:
+        assert (await connection.exec_driver_sql("SELECT * FROM quarantine")).all() == []
+        assert (await connection.exec_driver_sql("SELECT * FROM pipeline_positions")).all() == []

@@ -15,7 +15,7 @@ import pytest
 
 from foresight.values import Column, DataType, FeatureStatus, Field
 from services.feature_store.__main__ import MIGRATIONS
-from services.feature_store.groups import Reference
+from services.feature_store.groups import Reference, StoredGroup
 from services.feature_store.online.catch_up import CatchUp
 from services.feature_store.online.lmdb_store import LmdbOnlineStore
 from services.feature_store.online.store import FoundRow, KeyQuery
@@ -184,6 +184,24 @@ async def test_a_rebuild_heals_a_store_that_lost_rows(store: Store) -> None:
     assert len(await latest_online(store, "weather", ["a", "b", "c"])) == 1
     assert (await store.rebuild.rebuild(LOCAL)).keys == 3
     assert await assert_same(store, "weather") == 3
+
+
+async def test_a_rebuild_passes_over_a_group_that_is_dropped_under_it(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("first", "second"):
+        await store.group(name, [PLACE], [NUMBER])
+        await store.write(name, [{"place": "a", "event_time": at(1), "number": 1.0}])
+    find = store.catch_up.group
+
+    async def find_and_drop(group_id: int) -> StoredGroup | None:
+        stored = await find(group_id)
+        if stored is not None and stored.group.name == "first":
+            await store.registry.drop_group(Reference("first", 1), "")
+        return stored
+
+    monkeypatch.setattr(store.catch_up, "group", find_and_drop)
+    assert (await store.rebuild.rebuild(LOCAL)).keys == 1
 
 
 async def test_a_rebuild_is_for_operators_and_one_at_a_time(store: Store) -> None:
