@@ -14,6 +14,7 @@ from typing import Any
 
 import structlog
 
+from services.runtime.backoff import backoff_s
 from services.runtime.errors import FailedPrecondition, NotFound, ServiceError
 from services.trainer.feature_store import Thing, ThingKind, Uses
 from services.trainer.models import VersionRef
@@ -68,7 +69,8 @@ async def declare_again(declare: Callable[[], Coroutine[Any, Any, int]]) -> None
             expected = isinstance(error, ServiceError)
             log.warning("not_declared_again", failures=failures, reason=str(error)[:300], exc_info=not expected)
             # Jitter: several replicas start at once.
-            await asyncio.sleep(min(BACKOFF_S_MAX, BACKOFF_FIRST_S * 2**failures) * random.uniform(0.5, 1.0))  # noqa: S311
+            jitter = random.uniform(0.5, 1.0)  # noqa: S311 - no secret
+            await asyncio.sleep(backoff_s(failures, BACKOFF_FIRST_S, BACKOFF_S_MAX) * jitter)
         else:
             log.info("declared_again", things=declared)
             return

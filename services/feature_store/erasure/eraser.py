@@ -34,6 +34,7 @@ from services.feature_store.erasure.erasures import (
 from services.feature_store.groups import Reference, StoredGroup
 from services.feature_store.reads.queries import SpineQuery
 from services.feature_store.registry.lineage import Thing, ThingKind
+from services.runtime.backoff import backoff_s
 from services.runtime.clock import Clock
 from services.runtime.errors import FailedPrecondition, NotFound, PermissionDenied, ServiceError, Unavailable
 from services.runtime.identity import is_operator
@@ -221,9 +222,10 @@ class Eraser:
             failed = await self._work(untouched_s)
             failures, untouched_s = failures + 1 if failed else 0, RESUME_AFTER_S
             # Jitter: several stores must not ask a logger that comes back all at once.
-            backoff_s = min(BACKOFF_S_MAX, BACKOFF_FIRST_S * 2**failures) * random.uniform(0.5, 1.0)  # noqa: S311
+            jitter = random.uniform(0.5, 1.0)  # noqa: S311 - no secret
+            wait_s = backoff_s(failures, BACKOFF_FIRST_S, BACKOFF_S_MAX) * jitter if failed else POLL_S
             try:
-                async with asyncio.timeout(backoff_s if failed else POLL_S):
+                async with asyncio.timeout(wait_s):
                     await self._woken.wait()
             except TimeoutError:
                 continue

@@ -33,6 +33,7 @@ from services.feature_store.logs.log_groups import (
 from services.feature_store.metrics import FeatureStoreMetrics
 from services.feature_store.registry.registry import Registry
 from services.feature_store.tables.row_source import TableRows
+from services.runtime.backoff import backoff_s
 from services.runtime.clock import Clock
 from services.runtime.errors import NotFound, ServiceError
 from services.runtime.threads import in_thread
@@ -108,7 +109,8 @@ class LogIngestion:
                 expected = isinstance(error, ServiceError)
                 log.warning("reingestion_failed", failures=failures, reason=str(error)[:300], exc_info=not expected)
                 # Jitter: several stores must not ask a logger that comes back all at once.
-                await asyncio.sleep(min(BACKOFF_S_MAX, BACKOFF_FIRST_S * 2**failures) * random.uniform(0.5, 1.0))  # noqa: S311
+                jitter = random.uniform(0.5, 1.0)  # noqa: S311 - no secret
+                await asyncio.sleep(backoff_s(failures, BACKOFF_FIRST_S, BACKOFF_S_MAX) * jitter)
 
     async def pull(self, source: LogSource) -> bool:
         """Takes one page; answers whether there is more."""

@@ -17,11 +17,14 @@ from services.feature_store.online.catch_up import BATCH_ROWS, CatchUp
 from services.feature_store.online.handed_over import HandedOver
 from services.feature_store.online.leases import Lease
 from services.feature_store.online.store import CommittedRows, OnlineStore
+from services.runtime.backoff import backoff_s
 from services.runtime.errors import ServiceError, Unavailable
 
 log = structlog.get_logger()
 
 FOLLOW_S = 0.05
+BACKOFF_FIRST_S = 0.1
+BACKOFF_S_MAX = 5.0
 
 
 class Applier:
@@ -92,7 +95,7 @@ class Applier:
                     failures, wait_s = 0, self._lease.poll_s if leading else FOLLOW_S
                 except Exception as error:
                     failures += 1
-                    wait_s = min(5.0, 0.1 * 2**failures)
+                    wait_s = backoff_s(failures, BACKOFF_FIRST_S, BACKOFF_S_MAX)
                     # The rows may lie in a file that is gone by now.
                     self._at_hand.clear()
                     expected = isinstance(error, ServiceError)

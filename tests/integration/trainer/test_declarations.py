@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from services.runtime.errors import FailedPrecondition, NotFound, Unavailable
+from services.trainer import declarations
 from services.trainer.declarations import declare_again
 from services.trainer.feature_store import Thing, ThingKind
 from services.trainer.models import DatasetSelection, Judgement, VersionRef
@@ -87,6 +88,21 @@ async def test_everything_is_declared_again_once_the_feature_store_answers(train
         await declare_again(counted)
     assert calls == 2
     assert trainer.store.uses == {LATE_1: {VIEW}, LATE_2: {VIEW, FEB}, DELAYS: {LATE_2}}
+
+
+async def test_declaring_again_outlives_an_outage_of_a_night(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(declarations, "BACKOFF_S_MAX", 0.0)
+    calls = 0
+
+    async def declare() -> int:
+        nonlocal calls
+        calls += 1
+        if calls <= 1_100:
+            raise Unavailable("the feature store does not answer")
+        return 0
+
+    await declare_again(declare)
+    assert calls == 1_101
 
 
 async def test_a_model_of_which_nothing_is_left_cannot_be_deployed(trainer: Trainer) -> None:
