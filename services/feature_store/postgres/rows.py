@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+import adbc_driver_manager as adbc
 import pyarrow as pa
+from sqlalchemy.exc import DBAPIError
 
 from foresight.tables import arrow_type
 from foresight.values import Column, FeatureGroup, Field
@@ -23,6 +25,7 @@ from services.feature_store.reads.histories import BatchStream, EventTimes, hist
 from services.feature_store.reads.queries import Condition, GroupQuery, SpineQuery
 from services.feature_store.writes.row_tables import EVENT_TIME
 from services.runtime.database import Database
+from services.runtime.errors import NotFound
 from services.runtime.threads import in_thread
 
 UTC_MICROS = pa.timestamp("us", "UTC")
@@ -32,6 +35,7 @@ _FIXED = {"event_time": "r.event_time", "known_at": KNOWN_AT, "commit": "c.commi
 # How long the size of a table is taken for what it is, and of how many tables.
 SIZE_KNOWN_S = 10.0
 SIZES_MAX = 1_024
+_UNDEFINED_TABLE = "42P01"
 _COUNT = "SELECT coalesce(sum(rows), 0) FROM commits WHERE group_id = $1 AND commit <= $2"
 
 
@@ -58,7 +62,8 @@ class RowReader:
         schema = history_schema(stored.group, features)
         statement = _select(stored, schema.names, watermark, times, keys=keys)
         try:
-            return await self._database.in_arrow(_fetch_within, statement, schema, rows_max, bytes_max)
+            with _still_there(stored):
+                return await self._database.in_arrow(_fetch_within, statement, schema, rows_max, bytes_max)
         except _TooMany:
             return None
 
@@ -68,19 +73,22 @@ class RowReader:
     ) -> AsyncIterator[BatchStream]:
         """The same rows, batch by batch. Holds one Arrow connection until it is closed."""
         schema = history_schema(stored.group, features)
-        async with streamed(self._database, _select(stored, schema.names, watermark, times), schema) as batches:
-            yield batches
+        statement = _select(stored, schema.names, watermark, times)
+        with _still_there(stored):
+            async with streamed(self._database, statement, schema) as batches:
+                yield batches
 
     async def size_bytes(self, stored: StoredGroup) -> int:
         """Size of a group's table as it was at most SIZE_KNOWN_S ago."""
         now = time.monotonic()
         known = self._sizes.get(stored.id)
         if known is None or now - known[0] > SIZE_KNOWN_S:
-            async with self._database.statements() as connection:
-                found = await connection.exec_driver_sql(
-                    "SELECT pg_relation_size($1::text::regclass)", (table_of(stored.id),)
-                )
-                known = now, int(found.scalar_one())
+            with _still_there(stored):
+                async with self._database.statements() as connection:
+                    found = await connection.exec_driver_sql(
+                        "SELECT pg_relation_size($1::text::regclass)", (table_of(stored.id),)
+                    )
+                    known = now, int(found.scalar_one())
             if len(self._sizes) >= SIZES_MAX:
                 self._sizes.clear()
             self._sizes[stored.id] = known
@@ -113,8 +121,9 @@ class RowReader:
             keys = query.key_columns(group)
             rows = _select(stored, schema.names, watermark, query.times, keys=keys, where=query.where)
             statement = f"{rows} ORDER BY c.commit, r.event_time, {', '.join(_key_columns(group))}"
-        async with streamed(self._database, statement, schema) as batches:
-            yield batches
+        with _still_there(stored):
+            async with streamed(self._database, statement, schema) as batches:
+                yield batches
 
     @contextlib.asynccontextmanager
     async def spine(
@@ -128,8 +137,9 @@ class RowReader:
         fields = {f.name: f for f in (*stored.group.fields, EVENT_TIME)}
         schema = pa.schema([(name, arrow_type(fields[column])) for column, name in columns])
         statement = _select_distinct(stored, query.query, columns, watermark, at=query.at)
-        async with streamed(self._database, statement, schema) as batches:
-            yield batches
+        with _still_there(stored):
+            async with streamed(self._database, statement, schema) as batches:
+                yield batches
 
     async def _table(self, statement: str) -> pa.Table:
         return await self._database.in_arrow(_fetch, statement)
@@ -164,6 +174,19 @@ async def streamed(database: Database, statement: str, schema: pa.Schema) -> Asy
             await in_thread(reader.close)
         finally:
             await in_thread(cursor.close)
+
+
+@contextlib.contextmanager
+def _still_there(stored: StoredGroup) -> Iterator[None]:
+    """A block that reads the table of a group. Raises NotFound when the group was dropped since it was looked up, which
+    may be long ago where reads wait for one another."""
+    try:
+        yield
+    except (adbc.Error, DBAPIError) as error:
+        state = getattr(error.orig if isinstance(error, DBAPIError) else error, "sqlstate", None)
+        if state != _UNDEFINED_TABLE:
+            raise
+        raise NotFound("feature group", f"{stored.group.name} version {stored.group.version}") from None
 
 
 def instant_sql(instant: datetime) -> str:

@@ -16,6 +16,8 @@ from foresight.values import Column, DataType, Expectation, FeatureGroup, Field,
 from services.feature_store.groups import Reference
 from services.feature_store.online.store import KeyQuery
 from services.feature_store.postgres.registrations import Registrations
+from services.feature_store.reads.histories import ALL_TIMES
+from services.feature_store.reads.queries import GroupQuery, SpineQuery
 from services.feature_store.registry.about import GroupAbout, ViewAbout
 from services.feature_store.registry.lineage import Thing, ThingKind
 from services.feature_store.registry.search import FoundKind, Query
@@ -346,6 +348,28 @@ async def test_a_long_read_is_not_waited_for(store: Store) -> None:
         with pytest.raises(Unavailable, match="long read or write"):
             await hasty.drop_group(Reference("weather", 1), "")
     assert (await store.registry.add_features(LAST, FIELDS, ADDED, group.etag)).etag != group.etag
+
+
+async def test_a_read_that_had_to_wait_is_told_that_the_group_was_dropped(store: Store) -> None:
+    """Not that something is wrong with the store: it knew the group when it came."""
+    await store.group("weather", (PLACE,), (WIND,))
+    await store.write("weather", [{PLACE.name: "JFK", "event_time": T0, WIND.name: 1.0}])
+    stored = await store.registry.group(Reference("weather"))
+    everything = GroupQuery(Reference("weather"))
+    spine = SpineQuery(everything)
+    await store.registry.drop_group(Reference("weather", 1), "")
+    with pytest.raises(NotFound, match="weather version 1"):
+        await store.rows.history_within(stored, [WIND.name], 1, ALL_TIMES, rows_max=10, bytes_max=1_000)
+    with pytest.raises(NotFound, match="weather version 1"):
+        await store.rows.size_bytes(stored)
+    for opened in (
+        store.rows.stream(stored, everything, 1),
+        store.rows.history_stream(stored, [WIND.name], 1, ALL_TIMES),
+        store.rows.spine(stored, spine, [(PLACE.name, PLACE.name)], 1),
+    ):
+        with pytest.raises(NotFound, match="weather version 1"):
+            async with opened:
+                pass
 
 
 async def test_adding_again_is_harmless_and_another_default_is_not(store: Store) -> None:
