@@ -151,10 +151,12 @@ class LineageTable:
             start = await _existing(connection, start)
             made_of, cut_above = await _closure(connection, "used", [start], depth)
             makes, cut_below = await _closure(connection, "users", [start], depth)
-            things = [start, *sorted((made_of | makes) - {start})][:THINGS_MAX]
+            found = [start, *sorted((made_of | makes) - {start})]
+            things = found[:THINGS_MAX]
             uses, cut_between = await _uses_between(connection, things)
             labels = await _labels(connection, things)
-        return LineageGraph(tuple(things), tuple(uses), labels, cut_above or cut_below or cut_between)
+        cut = cut_above or cut_below or cut_between or len(found) > len(things)
+        return LineageGraph(tuple(things), tuple(uses), labels, cut)
 
 
 async def _withdraw(connection: AsyncConnection, user: Thing) -> None:
@@ -192,11 +194,12 @@ async def _closure(
 ) -> tuple[set[Thing], bool]:
     """All things that some steps in one direction reach, the start among them, and whether there were more."""
     found, frontier = set(start), list(start)
+    most = len(found) + THINGS_MAX
     for _ in range(depth):
         if not frontier:
             break
-        room = THINGS_MAX - len(found)
-        reached = set(await _step(connection, direction, frontier, THINGS_MAX + 1)) - found
+        room = most - len(found)
+        reached = set(await _step(connection, direction, frontier, most + 1)) - found
         if len(reached) > room:
             return found.union(sorted(reached)[:room]), True
         found |= reached

@@ -127,8 +127,9 @@ def _distribution(column: ColumnStatistics, places: NDArray[np.float64]) -> NDAr
     reached = np.searchsorted(ranks, places, side="right") - 1
     inside = (reached >= 0) & (reached < RANK_STEPS)
     at = np.clip(reached, 0, RANK_STEPS - 1)
-    # Half of each, as the difference of two floats may be beyond all floats.
-    between = (places / 2 - ranks[at] / 2) / np.where(inside, ranks[at + 1] / 2 - ranks[at] / 2, 1.0)
+    # Half of each, as the difference of two floats may be beyond all floats; the smallest floats have no half.
+    width = ranks[at + 1] / 2 - ranks[at] / 2
+    between = (places / 2 - ranks[at] / 2) / np.where(inside & (width > 0), width, 1.0)
     shares = (reached + np.where(inside, np.clip(between, 0.0, 1.0), 0.0)) / RANK_STEPS
     return np.clip(shares, 0.0, 1.0)
 

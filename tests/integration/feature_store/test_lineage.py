@@ -9,6 +9,7 @@ import pytest
 
 from foresight.values import DataType, FeatureGroup, Field
 from services.feature_store.groups import Reference
+from services.feature_store.postgres import lineage
 from services.feature_store.postgres.lineage import LineageTable, record_uses
 from services.feature_store.registry.lineage import Thing, ThingKind
 from services.runtime.errors import FailedPrecondition, NotFound
@@ -140,6 +141,34 @@ async def test_an_answer_is_bounded(store: Store) -> None:
     assert (len(graph.things), len(graph.uses), graph.truncated) == (10_000, 9_999, True)
     with pytest.raises(FailedPrecondition, match="and many more"):
         await store.registry.drop_view(Reference("judged", 1), "")
+
+
+async def test_an_answer_that_is_too_large_in_both_directions_together_says_so(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await store.view("judged", request_features=(HOUR,))
+    await store.view("other", request_features=(HOUR,))
+    await store.lineage.declare(model("m"), [view("judged"), view("other")])
+    for i in range(2):
+        await store.lineage.declare(deployment(f"d{i}"), [model("m")])
+    for most, truncated in ((5, False), (4, True)):
+        monkeypatch.setattr(lineage, "THINGS_MAX", most)
+        graph = await store.lineage.of(model("m"))
+        assert (len(graph.things), graph.truncated) == (most, truncated)
+
+
+async def test_users_of_more_things_than_an_answer_holds_are_found(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when an erasure concerns very many datasets."""
+    monkeypatch.setattr(lineage, "THINGS_MAX", 4)
+    await store.view("judged", request_features=(HOUR,))
+    models = [model("m", n) for n in range(1, 7)]
+    for one in models:
+        await store.lineage.declare(one, [view("judged")])
+    await store.lineage.declare(model("stacked"), [*models])
+    await store.lineage.declare(deployment("d"), [model("stacked")])
+    assert await table(store).all_users_of(models) == [model("stacked"), deployment("d")]
 
 
 def table(store: Store) -> LineageTable:

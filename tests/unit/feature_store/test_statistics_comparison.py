@@ -168,3 +168,13 @@ def test_what_is_kept_comes_back_as_it_was() -> None:
     )
     statistics = SketchingEngine().describe(table.schema, table.to_batches())
     assert load_statistics(dump_statistics(statistics)) == statistics
+
+
+def test_the_smallest_floats_can_be_compared() -> None:
+    """They have no halves."""
+    least = 5e-324
+    assert compared([least, 0.0, 2 * least], [least, 0.0, 2 * least]).kolmogorov_smirnov == 0
+    found = compared([0.0] * 5 + [least] * 5, [0.0] * 10)
+    assert found.population_stability_index is not None
+    assert found.population_stability_index > 0
+    assert found.kolmogorov_smirnov == pytest.approx(0.5, abs=0.006)
