@@ -220,15 +220,18 @@ class TrainingDatasets:
         for sha256 in (manifest.content_sha256 if manifest.stored else "", manifest.spine_sha256):
             if not sha256 or not await in_thread(self._files.has, sha256):
                 continue
-            seen = True
             try:
                 async with self._opened(sha256) as rows:
                     for keys in wanted:
                         if await in_thread(rows.holds, keys):
                             return True
             except DataLoss:
-                # Nobody can say what is in it.
-                return True
+                if await in_thread(self._files.has, sha256):
+                    # It is damaged: nobody can say what is in it.
+                    return True
+                # It was purged meanwhile.
+                continue
+            seen = True
         if seen:
             return False
         groups = {*manifest.groups, *await self._rows.spine_groups(manifest.view, manifest.logged, manifest.spine)}
