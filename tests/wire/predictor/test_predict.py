@@ -149,7 +149,7 @@ async def test_an_absent_feature_store_makes_the_call_unavailable(rig: Rig, repl
 async def test_the_look_up_gives_up_before_the_caller_does(rig: Rig, replica: Replica) -> None:
     """The caller learns that it was the feature store."""
     rig.features.hold = asyncio.Event()
-    error = await failure(replica.stub.Predict(ask(), timeout=0.5))
+    error = await failure(replica.stub.Predict(ask(), timeout=2))
     rig.features.hold.set()
     assert error.code() is grpc.StatusCode.UNAVAILABLE
     assert error_metadata(error) == {"upstream": "feature store"}
