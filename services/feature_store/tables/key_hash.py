@@ -22,11 +22,14 @@ _BASE = 0x100000001B3
 TEXT_BYTES = 256 << 10
 
 
-def hash_keys(keys: Sequence[pa.Array]) -> NDArray[np.uint64]:
-    """The hash of each row's keys, (n,) uint64; integers, bools and texts. Rows with a NULL in a key have any."""
+def hash_keys(keys: Sequence[pa.Array], text_bytes: int = TEXT_BYTES) -> NDArray[np.uint64]:
+    """The hash of each row's keys, (n,) uint64; integers, bools and texts. Rows with a NULL in a key have any.
+
+    Texts of about `text_bytes` are hashed at once, which changes nothing but the memory that it takes.
+    """
     hashes = np.zeros(len(keys[0]), np.uint64)
     for key in keys:
-        hashes = _mixed(hashes * _FIRST + _mixed(_column(key)))
+        hashes = _mixed(hashes * _FIRST + _mixed(_column(key, text_bytes)))
     return hashes
 
 
@@ -37,15 +40,15 @@ def _mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return values ^ (values >> np.uint64(31))
 
 
-def _column(key: pa.Array) -> NDArray[np.uint64]:
+def _column(key: pa.Array, text_bytes: int) -> NDArray[np.uint64]:
     if pa.types.is_boolean(key.type):
         return np.asarray(key.fill_null(False).cast(pa.uint8())).astype(np.uint64)
     if pa.types.is_integer(key.type):
         return np.asarray(key.fill_null(0)).astype(np.int64).view(np.uint64)
-    return _texts(key.cast(pa.large_string()).fill_null(""))
+    return _texts(key.cast(pa.large_string()).fill_null(""), text_bytes)
 
 
-def _texts(texts: pa.Array) -> NDArray[np.uint64]:
+def _texts(texts: pa.Array, bytes_at_once: int) -> NDArray[np.uint64]:
     _, offsets, data = texts.buffers()
     hashes = np.zeros(len(texts), np.uint64)
     if data is None or not len(texts):
@@ -53,7 +56,7 @@ def _texts(texts: pa.Array) -> NDArray[np.uint64]:
     bounds = np.frombuffer(offsets, np.int64)[texts.offset : texts.offset + len(texts) + 1]
     values = np.frombuffer(data, np.uint8)
     # A byte takes some tens of bytes on the way.
-    ends = np.searchsorted(bounds, np.arange(bounds[0] + TEXT_BYTES, bounds[-1], TEXT_BYTES), "right") - 1
+    ends = np.searchsorted(bounds, np.arange(bounds[0] + bytes_at_once, bounds[-1], bytes_at_once), "right") - 1
     for start, end in itertools.pairwise(np.unique([0, *ends, len(texts)]).tolist()):
         hashes[start:end] = _polynomials(values, bounds[start : end + 1])
     return hashes

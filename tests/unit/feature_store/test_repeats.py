@@ -5,7 +5,6 @@ from __future__ import annotations
 import tracemalloc
 from collections import Counter
 from pathlib import Path
-from unittest import mock
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.feature_store.tables import key_hash
+from services.feature_store.tables.key_hash import hash_keys
 from services.feature_store.tables.repeats import RepeatedHashes, SharedValues, counted, row_hashes, shared_values
 from services.feature_store.tables.workspace import Workspace
 from services.runtime.errors import LimitExceeded
@@ -89,7 +88,6 @@ def test_hashes_of_long_texts_take_little_memory() -> None:
 def test_a_text_has_one_hash_wherever_it_is_cut(texts: list[str | None], size: int) -> None:
     """Whatever stands before it in the batch, and however many texts are hashed at once."""
     column = pa.array(texts, pa.string())
-    alone = [row_hashes([column.slice(i, 1)])[0] for i in range(len(column))]
-    with mock.patch.object(key_hash, "TEXT_BYTES", size):
-        assert row_hashes([column]).tolist() == alone
-        assert row_hashes([column.slice(len(column) // 2)]).tolist() == alone[len(column) // 2 :]
+    alone = [hash_keys([column.slice(i, 1)])[0] for i in range(len(column))]
+    assert hash_keys([column], size).tolist() == alone
+    assert hash_keys([column.slice(len(column) // 2)], size).tolist() == alone[len(column) // 2 :]
