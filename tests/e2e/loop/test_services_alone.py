@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -129,7 +130,10 @@ def test_a_predictor_alone_serves_when_its_trainer_answers(folder: Path, postgre
                 command = [sys.executable, "-m", f"services.{name}"]
                 environment = {"PATH": os.environ["PATH"], **settings}
                 processes.append(subprocess.Popen(command, env=environment, cwd=ROOT, stderr=log))
-        eventually(lambda: _is_serving(f"unix:{folder}/predictor.sock"))
+        # The predictor does not wait for the feature store, but a process that is told to stop while it is still
+        # importing dies of the signal: all four are up before any is stopped.
+        for name in ("logger", "feature_store", "trainer", "predictor"):
+            eventually(functools.partial(_is_serving, f"unix:{folder}/{name}.sock"))
         known = {"foresight.predictor.v1.PredictionService", "inference.GRPCInferenceService"}
         assert _reflected(f"unix:{folder}/predictor.sock") >= known
     finally:
