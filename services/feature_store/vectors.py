@@ -91,11 +91,20 @@ class VectorReader:
         self._history = history
         self._erased = erased
 
-    async def latest(self, view: Reference, keys: Mapping[str, Column], at: datetime) -> FeatureVectors:
-        """The vectors at a time of asking. Raises NotFound, InvalidValue for wrong keys, LimitExceeded."""
+    async def latest(
+        self, view: Reference, keys: Mapping[str, Column], at: datetime | Sequence[int]
+    ) -> FeatureVectors:
+        """The vectors at a time of asking, or each row at its own, in microseconds.
+
+        Raises NotFound, InvalidValue for wrong keys or another number of times than rows, and LimitExceeded.
+        """
         plan = await self._registry.plan(view)
         queries = _queries(plan, keys)
-        return assemble(plan, await self._store.lookup(queries), micros_from_instant(at))
+        rows = len(queries[0].keys[0]) if queries else 0
+        at_us = [micros_from_instant(at)] * rows if isinstance(at, datetime) else at
+        if len(at_us) != rows:
+            raise InvalidValue("event_time_micros", f"has {len(at_us)} instants for {rows} rows")
+        return assemble(plan, await self._store.lookup(queries), at_us)
 
     async def replay(
         self, view: Reference, keys: Mapping[str, Column], at: datetime, applied_commit: int
@@ -109,7 +118,8 @@ class VectorReader:
         if applied_commit > last:
             raise OutOfRange(f"commit {applied_commit} does not exist yet; the last one is {last}")
         found = await self._history.lookup(queries, applied_commit)
-        vectors = assemble(plan, Lookup(found, applied_commit), micros_from_instant(at))
+        at_us = [micros_from_instant(at)] * len(found[0]) if found else []
+        vectors = assemble(plan, Lookup(found, applied_commit), at_us)
         erased = [await self._erased.erased_commits(query.group, query.keys) for query in queries]
         rows = [
             replace(found, erased_commits=until) if any(until) else found
@@ -118,14 +128,14 @@ class VectorReader:
         return replace(vectors, rows=rows)
 
 
-def assemble(plan: ViewPlan, lookup: Lookup, at_us: int) -> FeatureVectors:
-    """The vectors of the rows found: statuses by the online rule, never shortened."""
+def assemble(plan: ViewPlan, lookup: Lookup, at_us: Sequence[int]) -> FeatureVectors:
+    """The vectors of the rows found, each at its own time: statuses by the online rule, never shortened."""
     features: list[FeatureValues] = []
     rows: list[SourceRows] = []
     for index, (source, found) in enumerate(zip(plan.sources, lookup.found, strict=True)):
         times = [row.event_time_us if row is not None else 0 for row in found]
         rows.append(SourceRows(source.group, times, [row.commit if row is not None else 0 for row in found]))
-        statuses = [_status(row, source, at_us) for row in found]
+        statuses = [_status(row, source, at) for row, at in zip(found, at_us, strict=True)]
         for position, field in zip(source.positions, source.fields, strict=True):
             zero = _ZEROS[field.type] if field.type in _ZEROS else [0.0] * field.dimension
             values, marks = [], bytearray(statuses)

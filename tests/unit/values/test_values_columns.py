@@ -31,6 +31,15 @@ def test_taking_rows_takes_their_values_and_nulls(column: Column, rows: list[int
     assert taken.renamed("other").equals(taken)
 
 
+@given(columns(rows=5), st.lists(st.integers(0, 5), max_size=4))
+def test_a_column_is_its_parts_joined(column: Column, cuts: list[int]) -> None:
+    bounds = [0, *sorted(cuts), 5]
+    parts = [column.part(start, stop) for start, stop in zip(bounds, bounds[1:], strict=False)]
+    assert same(Column.joined(parts), column)
+    assert [value for part in parts for value in part.to_list()] == column.to_list()
+    assert all(part.valid is None or not part.valid.all() for part in parts)
+
+
 @given(columns(rows=3))
 def test_columns_are_equal_only_when_nulls_and_bytes_agree(column: Column) -> None:
     assert column.equals(column.renamed("other"))
