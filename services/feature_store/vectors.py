@@ -91,9 +91,7 @@ class VectorReader:
         self._history = history
         self._erased = erased
 
-    async def latest(
-        self, view: Reference, keys: Mapping[str, Column], at: datetime | Sequence[int]
-    ) -> FeatureVectors:
+    async def latest(self, view: Reference, keys: Mapping[str, Column], at: datetime | Sequence[int]) -> FeatureVectors:
         """The vectors at a time of asking, or each row at its own, in microseconds.
 
         Raises NotFound, InvalidValue for wrong keys or another number of times than rows, and LimitExceeded.

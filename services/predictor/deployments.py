@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import structlog
@@ -37,11 +37,21 @@ CAUSE_CHARACTERS_MAX = 300
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Served:
-    """A deployment that answers: everything that a request needs, unchanged as long as it runs."""
+    """A deployment that answers: everything that a request needs, unchanged as long as it runs.
+
+    `transforms_row_wise`: the view's transforms may run on rows of several requests at once. `together` is equal for
+    deployments whose requests may share a look-up and a run of the model.
+    """
 
     deployment: Deployment
     plan: ViewPlan
     model: LoadedModel
+    transforms_row_wise: bool = False
+    together: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        version = self.deployment.version
+        object.__setattr__(self, "together", f"{version.model}, {version.artifact_sha256}, {self.plan.ref}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,13 +235,15 @@ class Deployments:
         version = deployment.version
         plan = await self._views.plan(version.view)
         try:
-            await asyncio.to_thread(self._transforms.check, plan.transforms)
+            row_wise = await asyncio.to_thread(self._transforms.are_row_wise, plan.transforms, plan.taken_by_transforms)
         except Untrusted as error:
             raise FailedPrecondition(str(error)) from error
+        if not row_wise:
+            log.warning("transforms_run_request_by_request", view=str(plan.ref))
         unknown = [f.name for f in version.inputs if f.name not in plan.feature_names]
         if unknown:
             raise FailedPrecondition(f"the model takes {unknown[0]}, which the view {plan.ref} does not have")
-        return Served(deployment, plan, await self._models.load(version, plan.view.label))
+        return Served(deployment, plan, await self._models.load(version, plan.view.label), row_wise)
 
     async def _keep(self, *loaded: Served) -> None:
         """Writes what serves now or is just loaded, what is wanted where nothing serves, and the views of all."""

@@ -23,9 +23,10 @@ from foresight.wire import encode_column, encode_field, encode_instant
 from services.predictor.artifacts import ArtifactCache
 from services.predictor.deployments import Deployments
 from services.predictor.feature_store_client import FeatureStoreClient
-from services.predictor.logger_client import LoggerClient, decode_record, encode_record
+from services.predictor.logger_client import LoggerClient
 from services.predictor.models import ModelCache
 from services.predictor.prediction import Predictor
+from services.predictor.record_codec import decode_record, encode_records
 from services.predictor.servicer import PredictionServicer
 from services.predictor.serving_file import ServingFile
 from services.predictor.shipping import Shipper
@@ -154,6 +155,7 @@ class Replica:
     deployments: Deployments
     shipper: Shipper
     metrics: Metrics
+    predictor: Predictor
 
 
 @dataclass
@@ -204,7 +206,7 @@ class Rig:
             file = ServingFile(self.folder / "cache/serving")
             deployments = Deployments(trainer, features, views, models, functions, file)
             telemetry = Telemetry(metrics.registry)
-            predictor = Predictor(deployments, features, functions, spool, encode_record, telemetry, lambda: self.now)
+            predictor = Predictor(deployments, features, functions, spool, encode_records, telemetry, lambda: self.now)
             verifier = Verifier(logger, spool, decode_record, views, features, functions, trainer, models)
             shipper = Shipper(spool, logger, gather_s=0.001)
             for loop in (deployments.run(), shipper.run()):
@@ -217,7 +219,7 @@ class Rig:
             stack.push_async_callback(server.stop, None)
             channel = await stack.enter_async_context(open_channel(self.address("predictor")))
             stub = prediction_pb2_grpc.PredictionServiceStub(channel)
-            yield Replica(channel, stub, spool, deployments, shipper, metrics)
+            yield Replica(channel, stub, spool, deployments, shipper, metrics, predictor)
 
     async def deploy_flights(self, version: int = 1, bias: float = 0.0) -> None:
         """Registers the view and a model version, and deploys it."""

@@ -72,8 +72,9 @@ class FeatureStore(online_pb2_grpc.OnlineFeatureServiceServicer, registry_pb2_gr
     def _vectors(self, request: Any) -> online_pb2.FeatureVectors:
         view = self.views[(request.view.name, request.view.version)]
         keys = decode_columns(request.entity_keys, "entity_keys")
-        at = int(decode_instant(request.event_time).timestamp() * 1e6)
         n = len(next(iter(keys.values())))
+        times = list(getattr(request, "event_time_micros", ()))
+        times = times or [int(decode_instant(request.event_time).timestamp() * 1e6)] * n
         message = online_pb2.FeatureVectors(view=request.view, applied_commit=self.applied_commit)
         fields = {f.name: f for f in view.features}
         for position, source in enumerate(view.sources):
@@ -88,7 +89,9 @@ class FeatureStore(online_pb2_grpc.OnlineFeatureServiceServicer, registry_pb2_gr
             )
             for feature in source.features:
                 name = source.name_of(feature)
-                statuses = [self._status(source.group, r, feature.feature, at) for r in found]
+                statuses = [
+                    self._status(source.group, r, feature.feature, at) for r, at in zip(found, times, strict=True)
+                ]
                 values = [
                     r.values[feature.feature] if r and s is FeatureStatus.PRESENT else None
                     for r, s in zip(found, statuses, strict=True)
