@@ -4,8 +4,8 @@ Pure asyncio: what the work is and how a batch of it is done is the business of 
 
 - The next batch forms while the one before runs and is cut when that one has ended; a caller who finds nothing under
   way is run at once.
-- While batches have company, the next one is held open until its first member has waited for the window, so that
-  batches grow; whoever comes later than a window after the last batch finds an idle batcher again.
+- While batches have company, the next one is held open for a window after the one before has ended, so that batches
+  grow; whoever comes later than that finds an idle batcher again.
 - Work that is large by itself runs alone, beside the batches (`ask_alone`).
 - A batch is cut early when it is full, or when waiting any longer would cost a member its deadline.
 - A member who has gone (cancelled or expired) is left out when the batch is cut, and takes no answer later.
@@ -176,11 +176,12 @@ class Batcher(Generic[W, R]):
                 if batch:
                     await self._run_measured(batch)
                     company = len(batch) > 1
+                    self._ended = loop.time()
         finally:
             # Empty, unless the process stops in the middle.
             for member in self._queue:
                 member.future.cancel()
-            self._company, self._ended, self._task = company, loop.time(), None
+            self._company, self._task = company, None
 
     async def _gather(self) -> None:
         """Holds the next batch open."""
@@ -199,11 +200,9 @@ class Batcher(Generic[W, R]):
         """When the batch that forms is cut; -inf: now."""
         if self._rows >= self._rows_max:
             return -math.inf
-        first = next((m for m in self._queue if m.waits), None)
-        if first is None:
-            return -math.inf
         needed = self._needed_s = self._pace.expected_s(self._rows)
-        return min(first.joined + self._window_s, min(m.deadline for m in self._queue if m.waits) - needed)
+        deadline = min((m.deadline for m in self._queue if m.waits), default=-math.inf)
+        return min(self._ended + self._window_s, deadline - needed)
 
     def _cut(self) -> list[Member[W, R]]:
         """Takes the members of the next batch, in the order in which they came."""
