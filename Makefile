@@ -26,6 +26,9 @@ demo: setup ## Run the whole prediction service on a year of real flights (FULL=
 test: setup ## Run the tests
 	$(BIN)/python -m pytest
 
+chaos: setup ## Run the long tests: storms, kills, memory over many requests
+	$(BIN)/python -m pytest tests/chaos
+
 up: setup ## Start the local stack in the background
 	$(BIN)/foresight up --detach
 
@@ -57,10 +60,13 @@ lock: setup ## Resolve the dependencies anew (names, versions and hashes only)
 	$(BIN)/uv pip compile -q --group build --upgrade --python-version 3.11 --universal --generate-hashes \
 	  --no-emit-index-url --no-emit-find-links --no-header --no-annotate -c requirements-dev.lock -o requirements-build.lock
 
+bench-predictor: setup ## Measure what a prediction costs against an empty call, and what is left of it under overload
+	$(BIN)/python -m benchmarks.predictor
+
 bench-start: setup ## Measure how long the local stack takes to be ready
 	$(BIN)/python -m benchmarks.start
 
 clean: ## Remove what the targets made
 	rm -rf $(VENV) var .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
-.PHONY: help setup demo test up down lint check proto lock bench-start clean
+.PHONY: help setup demo test chaos up down lint check proto lock bench-predictor bench-start clean

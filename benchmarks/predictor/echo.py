@@ -17,7 +17,7 @@ SERVICE, METHOD = "benchmarks.Echo", "Call"
 async def main(address: str) -> None:
     """Serves until it is killed."""
     server = grpc.aio.server()
-    handlers = {METHOD: grpc.unary_unary_rpc_method_handler(_answer)}
+    handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {METHOD: grpc.unary_unary_rpc_method_handler(_answer)}
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
     server.add_insecure_port(address)
     await server.start()

@@ -34,7 +34,7 @@ class Load:
     """Calls of one method with the same few requests, over one connection as a gateway has."""
 
     def __init__(self, channel: grpc.aio.Channel, method: str, requests: Sequence[bytes]) -> None:
-        self._call = channel.unary_unary(method)
+        self._call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(method)
         self._requests = requests
         self._sent = 0
 

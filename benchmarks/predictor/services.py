@@ -208,7 +208,7 @@ def _wait_until_serving(services: Services, name: str) -> None:
 def _wait_until_answering(services: Services) -> None:
     deadline = time.monotonic() + READY_S
     with _channel(services.address("predictor")) as channel:
-        predict = channel.unary_unary(PREDICT)
+        predict: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(PREDICT)
         while True:
             try:
                 predict(question([0]), timeout=5)

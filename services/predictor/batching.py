@@ -31,6 +31,8 @@ R = TypeVar("R")
 
 ROWS_MAX = 1_024
 WINDOW_S = 0.003
+# Nobody is held who has less time left than so many times what the batch will take.
+SLACK = 2.0
 
 
 class Expired(Exception):
@@ -181,6 +183,8 @@ class Batcher(Generic[W, R]):
             # Empty, unless the process stops in the middle.
             for member in self._queue:
                 member.future.cancel()
+            self._queue.clear()
+            self._rows = 0
             self._company, self._task = company, None
 
     async def _gather(self) -> None:
@@ -200,7 +204,7 @@ class Batcher(Generic[W, R]):
         """When the batch that forms is cut; -inf: now."""
         if self._rows >= self._rows_max:
             return -math.inf
-        needed = self._needed_s = self._pace.expected_s(self._rows)
+        needed = self._needed_s = SLACK * self._pace.expected_s(self._rows)
         deadline = min((m.deadline for m in self._queue if m.waits), default=-math.inf)
         return min(self._ended + self._window_s, deadline - needed)
 

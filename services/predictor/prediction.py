@@ -125,6 +125,11 @@ class Predictor:
         """Rows that wait or are worked on."""
         return self._admission.rows
 
+    @property
+    def idle(self) -> bool:
+        """Whether no batch forms or runs."""
+        return all(batcher.idle for batcher in self._batchers.values())
+
     async def predict(self, request: Request) -> Answer:
         """The answer; its predictions are in the spool.
 

@@ -26,6 +26,7 @@ from services.runtime.errors import FailedPrecondition, TransformMismatch
 
 log = structlog.get_logger()
 
+ERROR_CHARACTERS_MAX = 500
 _PRESENT = bytes([FeatureStatus.PRESENT])
 
 
@@ -154,7 +155,9 @@ def apply_transforms(transforms: TransformSet, plan: ViewPlan, columns: Mapping[
     except Untrusted as error:
         raise TransformMismatch(str(error), view=str(plan.ref)) from error
     except Exception as error:  # The function is the user's own and may raise anything, with anything in it.
-        log.warning("transform_failed", view=str(plan.ref), exc_info=error)
+        log.warning(
+            "transform_failed", view=str(plan.ref), error=f"{type(error).__name__}: {error}"[:ERROR_CHARACTERS_MAX]
+        )
         raise FailedPrecondition(
             "an on-demand transform of the view fails on these values", view=str(plan.ref)
         ) from error

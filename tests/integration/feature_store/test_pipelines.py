@@ -160,7 +160,7 @@ async def test_old_runs_of_a_pipeline_are_forgotten(history: History) -> None:
     async with history.database.transaction() as connection:
         await connection.exec_driver_sql(
             "INSERT INTO pipeline_runs (id, pipeline, trigger, state, started_at)"
-            f" SELECT 'old' || n, 'weather', 'manual', 2, now() FROM generate_series(1, {RUNS_KEPT}) n"  # noqa: S608
+            f" SELECT 'old' || n, 'weather', 'manual', 2, now() FROM generate_series(1, {RUNS_KEPT}) n"
         )
     await history.start("last")
     async with history.database.statements() as connection:
@@ -175,7 +175,7 @@ async def test_old_runs_of_a_pipeline_are_forgotten(history: History) -> None:
 async def test_there_is_a_bound_on_pipelines(history: History) -> None:
     async with history.database.transaction() as connection:
         await connection.exec_driver_sql(
-            f"INSERT INTO pipelines SELECT 'p' || n FROM generate_series(1, {limits.PIPELINES_MAX}) n"  # noqa: S608
+            f"INSERT INTO pipelines SELECT 'p' || n FROM generate_series(1, {limits.PIPELINES_MAX}) n"
         )
     with pytest.raises(LimitExceeded):
         await history.start("r1", "one_more")

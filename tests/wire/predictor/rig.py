@@ -20,6 +20,7 @@ from foresight.transforms import TransformSet, source_sha256
 from foresight.types.v1 import types_pb2
 from foresight.values import Column, DataType, FeatureView, Field, MissingPolicy, Transform, ViewFeature, ViewSource
 from foresight.wire import encode_column, encode_field, encode_instant
+from services.predictor.admission import QUEUE_ROWS_MAX, Admission
 from services.predictor.artifacts import ArtifactCache
 from services.predictor.deployments import Deployments
 from services.predictor.feature_store_client import FeatureStoreClient
@@ -183,7 +184,7 @@ class Rig:
 
     @contextlib.asynccontextmanager
     async def predictor(
-        self, *, modules: tuple[str, ...] = (TRANSFORMS,), **spool_options: Any
+        self, *, modules: tuple[str, ...] = (TRANSFORMS,), queue_rows_max: int = QUEUE_ROWS_MAX, **spool_options: Any
     ) -> AsyncIterator[Replica]:
         """A predictor on the rig's folders; one at a time."""
         async with contextlib.AsyncExitStack() as stack:
@@ -206,7 +207,11 @@ class Rig:
             file = ServingFile(self.folder / "cache/serving")
             deployments = Deployments(trainer, features, views, models, functions, file)
             telemetry = Telemetry(metrics.registry)
-            predictor = Predictor(deployments, features, functions, spool, encode_records, telemetry, lambda: self.now)
+            admission = Admission(queue_rows_max)
+            predictor = Predictor(
+                *(deployments, features, functions, spool, encode_records, telemetry, lambda: self.now),
+                admission=admission,
+            )
             verifier = Verifier(logger, spool, decode_record, views, features, functions, trainer, models)
             shipper = Shipper(spool, logger, gather_s=0.001)
             for loop in (deployments.run(), shipper.run()):
