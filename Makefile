@@ -26,7 +26,7 @@ demo: setup ## Run the whole prediction service on a year of real flights (FULL=
 test: setup ## Run the tests
 	$(BIN)/python -m pytest
 
-chaos: setup ## Run the long tests: storms, kills, memory over many requests
+chaos: setup ## Run the long tests with killed processes and cut connections
 	$(BIN)/python -m pytest tests/chaos
 
 up: setup ## Start the local stack in the background

@@ -95,8 +95,7 @@ def _score(bias: float) -> float:
     )
     values = {"delay": 5.0, "flights": 100, "wind": 12.0, "hour": 0.0, "total_delay": 5.0}
     columns = {name: Column.build(name, fields[name].type, [value]) for name, value in values.items()}
-    score: float = OnnxModel(artifact(bias), signature).score(columns)[0].values.item()
-    return score
+    return float(OnnxModel(artifact(bias), signature).score(columns)[0].values[0])
 
 
 async def test_requests_of_one_batch_keep_their_own_event_times(rig: Rig, replica: Replica) -> None:
@@ -149,7 +148,7 @@ def _retry_after_s(error: grpc.aio.AioRpcError) -> float:
     for detail in status_pb2.Status.FromString(details).details:
         retry = error_details_pb2.RetryInfo()
         if detail.Unpack(retry):
-            return retry.retry_delay.ToMilliseconds() / 1_000
+            return float(retry.retry_delay.ToMilliseconds() / 1_000)
     raise AssertionError("it does not say when to come again")
 
 

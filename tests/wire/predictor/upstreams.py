@@ -165,9 +165,12 @@ class Trainer(model_registry_pb2_grpc.ModelRegistryServiceServicer):
             yield model_registry_pb2.DownloadArtifactResponse(chunk=artifact[start : start + 1_000])
 
 
+_EMPTY = prediction_log_pb2.PredictionRecord()
+
+
 @dataclass
 class Logger(prediction_log_pb2_grpc.PredictionLogServiceServicer):
-    """Keeps records by prediction id; `refuses` says which records are invalid."""
+    """Keeps records by prediction id, with `ids_only` an empty one of each; `refuses` says which are invalid."""
 
     records: dict[str, tuple[prediction_log_pb2.PredictionRecord, int]] = field(default_factory=dict)
     numbers: dict[str, list[int]] = field(default_factory=dict)
@@ -175,6 +178,7 @@ class Logger(prediction_log_pb2_grpc.PredictionLogServiceServicer):
     calls: list[int] = field(default_factory=list)
     duplicates: int = 0
     away: bool = False
+    ids_only: bool = False
     refuses: Callable[[prediction_log_pb2.PredictionRecord], bool] = lambda record: False
 
     async def AppendRecords(self, request: Any, context: Any) -> prediction_log_pb2.AppendRecordsResponse:
@@ -188,7 +192,7 @@ class Logger(prediction_log_pb2_grpc.PredictionLogServiceServicer):
                 if prediction_id in self.records:
                     self.duplicates += 1
                     continue
-                self.records[prediction_id] = (record, row)
+                self.records[prediction_id] = (_EMPTY if self.ids_only else record, row)
                 self.numbers.setdefault(record.incarnation, []).append(record.first_sequence + row)
         self.quarantined.extend(request.quarantined)
         return prediction_log_pb2.AppendRecordsResponse()
