@@ -65,10 +65,11 @@ class Services:
         return f"unix:{self.folder}/{name}.s"
 
     def cpu_s(self, *names: str) -> float:
-        """CPU seconds that the processes and their children have used so far."""
+        """CPU seconds that the processes and their children have used so far, those that have ended among them."""
         total = 0.0
         for name in names:
             process = psutil.Process(self.processes[name].pid)
+            total += process.cpu_times().children_user + process.cpu_times().children_system
             for one in (process, *process.children(recursive=True)):
                 with contextlib.suppress(psutil.NoSuchProcess):
                     times = one.cpu_times()

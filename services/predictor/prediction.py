@@ -33,7 +33,7 @@ from services.predictor.vectors import NO_VECTORS, Vectors, VectorSource
 from services.predictor.versions import VersionRef
 from services.runtime.clock import Clock
 from services.runtime.errors import LimitExceeded, Overloaded, SpoolFull, Unavailable
-from services.runtime.ids import new_id
+from services.runtime.ids import new_ids
 
 LOOKUP_TIMEOUT_MAX_S = 5.0
 # The layer that knows the cause should report it: a prediction is given up before its caller gives it up.
@@ -209,7 +209,9 @@ class Predictor:
         # Whoever has less time than the others expires alone.
         now = asyncio.get_running_loop().time()
         timeout_s = min(LOOKUP_TIMEOUT_MAX_S, max(m.deadline for m in batch) - now)
-        event_times = [micros_from_instant(q.event_time) for q in questions.questions for _ in range(q.rows)]
+        event_times: list[int] = []
+        for question in questions.questions:
+            event_times += [micros_from_instant(question.event_time)] * question.rows
         with self._telemetry.stage("lookup"):
             return await self._vectors.vectors(plan.ref, questions.keys, event_times, timeout_s)
 
@@ -285,7 +287,7 @@ def _recorded_request(asked: _Asked, rows: range, now: float) -> RecordedRequest
     return RecordedRequest(
         start=rows.start,
         stop=rows.stop,
-        prediction_ids=tuple(new_id() for _ in rows),
+        prediction_ids=new_ids(len(rows)),
         request_id=asked.request.request_id,
         caller=asked.request.caller,
         deployment=asked.served.deployment.name,

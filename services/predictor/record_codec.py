@@ -95,11 +95,10 @@ def _encode_request(request: RecordedRequest) -> bytes:
 
 def _feature_bytes(feature: ResolvedFeature, bounds: Bounds) -> list[bytes]:
     """For each request the field with the feature; statuses and policies only where something was missing."""
-    columns = columns_bytes(feature.column, bounds, _COLUMN)
     if not feature.statuses:
-        return [delimited(_FEATURES, column) for column in columns]
+        return columns_bytes(feature.column, bounds, _FEATURES, _COLUMN)
     made = []
-    for column, (start, stop) in zip(columns, bounds, strict=True):
+    for column, (start, stop) in zip(columns_bytes(feature.column, bounds, _COLUMN), bounds, strict=True):
         statuses = feature.statuses[start:stop]
         if statuses.strip(_PRESENT):
             column += delimited(_STATUSES, statuses) + delimited(_POLICIES, feature.policies[start:stop])

@@ -67,24 +67,37 @@ def packed_varints(numbers: Sequence[int]) -> bytes:
     return b"".join([varint(number & 0xFFFF_FFFF_FFFF_FFFF) for number in numbers])
 
 
-def columns_bytes(column: Column, bounds: Bounds, field: bytes) -> list[bytes]:
-    """For each (start, stop) of at least one row the field `field` that holds a Column of these rows."""
+def columns_bytes(column: Column, bounds: Bounds, *path: bytes) -> list[bytes]:
+    """For each (start, stop) of at least one row the field that holds a Column of these rows.
+
+    `path` are the tags of the field and, before it, of the messages that hold nothing else, the outermost first.
+    """
     type = column.type
     width = column.values.shape[1] * 4 if type is DataType.FLOAT_VECTOR else _WIDTHS.get(type, 0)
-    if width and column.valid is None:
-        raw = column.values.tobytes()
-        return [
-            _head(field, column.name, type, stop - start, width) + raw[start * width : stop * width]
-            for start, stop in bounds
-        ]
-    return [delimited(field, _column(column.part(start, stop), width)) for start, stop in bounds]
+    if not width or column.valid is not None:
+        made = [_column(column.part(start, stop), width) for start, stop in bounds]
+        for field in reversed(path):
+            made = [delimited(field, data) for data in made]
+        return made
+    raw = column.values.tobytes()
+    rows, head = 0, b""
+    made = []
+    for start, stop in bounds:
+        if stop - start != rows:
+            rows = stop - start
+            head = _head(path, column.name, type, rows, width)
+        made.append(head + raw[start * width : stop * width])
+    return made
 
 
 @lru_cache(maxsize=HEADS_MAX)
-def _head(field: bytes, name: str, type: DataType, rows: int, width: int) -> bytes:
-    """All that stands before the values of a column of fixed width without NULLs, from the tag of `field` on."""
-    body = _named(name) + _arm(type, rows * width, width)
-    return field + varint(len(body) + rows * width) + body
+def _head(path: tuple[bytes, ...], name: str, type: DataType, rows: int, width: int) -> bytes:
+    """All that stands before the values of a column of fixed width without NULLs, from the first tag of `path` on."""
+    values = rows * width
+    head = _named(name) + _arm(type, values, width)
+    for field in reversed(path):
+        head = field + varint(len(head) + values) + head
+    return head
 
 
 @lru_cache(maxsize=HEADS_MAX)

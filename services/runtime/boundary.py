@@ -68,8 +68,9 @@ class Boundary(grpc.aio.ServerInterceptor):
         make_unary: Any = (
             grpc.stream_unary_rpc_method_handler if handler.request_streaming else grpc.unary_unary_rpc_method_handler
         )
-        wrapped = self._wrapped[method] = make_unary(self._unary(inner, method), deserializer, serializer)
-        return wrapped
+        unary: grpc.RpcMethodHandler[Any, Any] = make_unary(self._unary(inner, method), deserializer, serializer)
+        self._wrapped[method] = unary
+        return unary
 
     def _unary(self, inner: Any, method: str) -> Any:
         """A handler with one answer, to one request or a stream of them."""
