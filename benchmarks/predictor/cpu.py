@@ -1,7 +1,5 @@
 """Server CPU and latency of a prediction against an empty grpc.aio call, and rows a second of one large call.
 
-python -m benchmarks.predictor.cpu
-
 CPU is that of predictor, feature store, logger and PostgreSQL together, from /proc, per answered request; the echo
 server and the services take turns within each round, and what is compared is the median over the rounds.
 """
@@ -10,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import statistics
-import sys
 import time
 
 import grpc
@@ -26,26 +23,18 @@ from benchmarks.predictor.services import (
     REQUEST_FEATURES,
     Services,
     question,
-    running_services,
 )
-from benchmarks.results import Result, publish
+from benchmarks.results import Result
 
-ROUNDS = 3
-SECONDS = 3.0
+ROUNDS = 5
+SECONDS = 4.0
 IN_FLIGHT = 64
 INSTANCES = 1_000
 PARTS = ("predictor", "feature_store", "logger", "postgres")
 
 
-def main() -> int:
-    """Measures, prints, and writes benchmarks/results/predictor.json."""
-    with running_services() as services:
-        results = asyncio.run(_measured(services))
-    publish("predictor", results)
-    return 0 if all(r.holds for r in results) else 1
-
-
-async def _measured(services: Services) -> list[Result]:
+async def measured(services: Services) -> list[Result]:
+    """The figures, medians over the rounds."""
     async with (
         grpc.aio.insecure_channel(services.address("echo")) as echo_channel,
         grpc.aio.insecure_channel(services.address("predictor")) as channel,
@@ -117,7 +106,3 @@ def _bare_rows_per_s(services: Services) -> float:
         session.run([output], feed)
         taken.append(time.perf_counter() - started)
     return INSTANCES / statistics.median(taken)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -95,7 +95,7 @@ def running_services(*, echo: bool = True) -> Iterator[Services]:
             stack.callback(_stop, process, STOP_SIGNAL if name == "postgres" else 15)
 
         start("postgres", embedded.command(), **embedded.identity())
-        asyncio.run(_create_databases(embedded, folder / "password"))
+        asyncio.run(_create_databases(embedded, (folder / "password").read_text()))
         for name in SERVICES:
             environment = os.environ | _settings(services, embedded, name)
             start(name, [sys.executable, "-m", f"services.{name}"], env=environment)
@@ -174,11 +174,11 @@ def _channel(address: str) -> grpc.Channel:
     return grpc.insecure_channel(address, [("grpc.default_authority", "localhost")])
 
 
-async def _create_databases(embedded: EmbeddedPostgres, password_file: Path) -> None:
+async def _create_databases(embedded: EmbeddedPostgres, password: str) -> None:
     deadline = time.monotonic() + READY_S
     while True:
         try:
-            connection = await asyncpg.connect(embedded.url(), password=password_file.read_text())
+            connection = await asyncpg.connect(embedded.url(), password=password)
             break
         except (OSError, asyncpg.CannotConnectNowError):
             if time.monotonic() > deadline:

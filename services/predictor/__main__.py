@@ -94,7 +94,7 @@ async def serve(settings: PredictorSettings) -> None:
             # A full spool is answered per call, with its reason; only one that needs an operator stops the traffic.
             return deployments.ready and spool.accepting
 
-        server = Server(settings, metrics)
+        server = Server(settings, metrics, pending_calls_max=settings.pending_calls_max)
         servicer = PredictionServicer(predictor, verifier, deployments, spool)
         prediction_pb2_grpc.add_PredictionServiceServicer_to_server(servicer, server.grpc)
         await server.run([SERVICE], ready)

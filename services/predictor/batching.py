@@ -120,10 +120,13 @@ class Batcher(Generic[W, R]):
         return self._task is None and not self._alone
 
     def expected_s(self, rows: int) -> float:
-        """How long so many more rows would take to be answered, by what batches took so far; 0 before the first."""
-        running = 0.0
-        if self._running_rows:
-            running = max(0.0, self._pace.expected_s(self._running_rows) - (self._loop.time() - self._started))
+        """How long so many more rows would take to be answered, by what batches took lately.
+
+        0 while nobody is ahead of them, and before the first batch: what was measured must never keep everybody out.
+        """
+        if not self._running_rows and not self._rows:
+            return 0.0
+        running = max(0.0, self._pace.expected_s(self._running_rows) - (self._loop.time() - self._started))
         full, rest = divmod(self._rows + rows, self._rows_max)
         return running + full * self._pace.expected_s(self._rows_max) + self._pace.expected_s(rest)
 

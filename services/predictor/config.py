@@ -12,6 +12,8 @@ from services.predictor.batching import WINDOW_S
 from services.runtime.settings import ServiceSettings, SocketAddress
 
 SPOOL_BYTES_MAX = 1 << 30
+# At a thousand and more a second these wait for a tenth of a second.
+PENDING_CALLS_MAX = 128
 
 
 class PredictorSettings(ServiceSettings):
@@ -45,6 +47,11 @@ class PredictorSettings(ServiceSettings):
     )
     queue_rows_max: int = Field(
         default=QUEUE_ROWS_MAX, ge=1, description="rows that may wait or be worked on; more are refused at once"
+    )
+    pending_calls_max: int = Field(
+        default=PENDING_CALLS_MAX,
+        ge=1,
+        description="calls that may queue unseen before the transport begins to drop new ones",
     )
     transform_modules: tuple[str, ...] = Field(
         default=(), description="JSON list of the Python modules whose functions views may use as transforms"
