@@ -5,7 +5,8 @@ Pure asyncio: what the work is and how a batch of it is done is the business of 
 - The next batch forms while the one before runs and is cut when that one has ended; a caller who finds nothing under
   way is run at once.
 - While batches have company, the next one is held open for a window after the one before has ended, so that batches
-  grow; whoever comes later than that finds an idle batcher again.
+  grow; whoever comes later than that finds an idle batcher again. After a batch of a few it is held only until as many
+  are there: a few callers wait for one another, not for a crowd that is not coming.
 - Work that is large by itself runs alone, beside the batches (`ask_alone`).
 - A batch is cut early when it is full, or when waiting any longer would cost a member its deadline.
 - A member who has gone (cancelled or expired) is left out when the batch is cut, and takes no answer later.
@@ -30,7 +31,9 @@ W = TypeVar("W")
 R = TypeVar("R")
 
 ROWS_MAX = 1_024
-WINDOW_S = 0.003
+WINDOW_S = 0.005
+# Members of a batch that makes the next one wait for as many only.
+FEW = 6
 # Nobody is held who has less time left than so many times what the batch will take.
 SLACK = 2.0
 
@@ -91,12 +94,14 @@ class Batcher(Generic[W, R]):
         *,
         rows_max: int = ROWS_MAX,
         window_s: float = WINDOW_S,
+        few: int = FEW,
         shared: tuple[type[Exception], ...] = (),
         observe: Callable[[Sequence[Member[W, R]], float], None] = lambda batch, now: None,
     ) -> None:
         self._run = run
         self._rows_max = rows_max
         self._window_s = window_s
+        self._few = few
         self._shared = shared
         self._observe = observe
         self._loop = asyncio.get_running_loop()
@@ -108,7 +113,8 @@ class Batcher(Generic[W, R]):
         # While a batch is held open: until when, and how long it is thought to take.
         self._gathering: asyncio.Future[None] | None = None
         self._cut_time = self._needed_s = 0.0
-        self._company = False
+        # Members of the last batch.
+        self._company = 0
         self._ended = -math.inf
         # Of the batch under way.
         self._running_rows = 0
@@ -140,9 +146,7 @@ class Batcher(Generic[W, R]):
         self._rows += rows
         if self._task is None:
             self._task = self._loop.create_task(self._work())
-        elif self._gathering is not None and (
-            self._rows >= self._rows_max or member.deadline < self._cut_time + self._needed_s
-        ):
+        elif self._gathering is not None and (self._all_there or member.deadline < self._cut_time + self._needed_s):
             _wake(self._gathering)
         return await self._answer_of(member)
 
@@ -172,15 +176,16 @@ class Batcher(Generic[W, R]):
     async def _work(self) -> None:
         """Runs batches until nobody waits."""
         loop = self._loop
-        company = self._company and loop.time() - self._ended <= self._window_s
+        if loop.time() - self._ended > self._window_s:
+            self._company = 0
         try:
             while self._queue:
-                if company:
+                if self._company > 1:
                     await self._gather()
                 batch = self._cut()
                 if batch:
                     await self._run_measured(batch)
-                    company = len(batch) > 1
+                    self._company = len(batch)
                     self._ended = loop.time()
         finally:
             # Empty, unless the process stops in the middle.
@@ -188,7 +193,7 @@ class Batcher(Generic[W, R]):
                 member.future.cancel()
             self._queue.clear()
             self._rows = 0
-            self._company, self._task = company, None
+            self._task = None
 
     async def _gather(self) -> None:
         """Holds the next batch open."""
@@ -203,9 +208,14 @@ class Batcher(Generic[W, R]):
                 timer.cancel()
                 self._gathering = None
 
+    @property
+    def _all_there(self) -> bool:
+        """Whether nobody else is waited for."""
+        return self._rows >= self._rows_max or len(self._queue) >= self._company <= self._few
+
     def _cut_at(self) -> float:
         """When the batch that forms is cut; -inf: now."""
-        if self._rows >= self._rows_max:
+        if self._all_there:
             return -math.inf
         needed = self._needed_s = SLACK * self._pace.expected_s(self._rows)
         deadline = min((m.deadline for m in self._queue if m.waits), default=-math.inf)

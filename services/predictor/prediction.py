@@ -198,7 +198,12 @@ class Predictor:
         with self._telemetry.stage("spool"):
             kept = self._append(kept)
             if self._fsync:
-                await asyncio.to_thread(self._spool.sync)
+                try:
+                    await asyncio.to_thread(self._spool.sync)
+                except SpoolFull as error:
+                    # They are written and may survive: to run them again would record them twice.
+                    for record in kept:
+                        record.member.fail(error)
         for record in kept:
             record.member.answer(record.answer)
 

@@ -31,6 +31,7 @@ class Worker:
     batches: list[tuple[float, float, list[int]]] = field(default_factory=list)
     rows: list[int] = field(default_factory=list)
     running: int = 0
+    few: int = 0
 
     async def run(self, batch: Sequence[Member[int, int]]) -> None:
         self.running += 1
@@ -48,8 +49,8 @@ class Worker:
         for member in batch:
             member.answer(2 * member.work)
 
-    def batcher(self, rows_max: int = ROWS_MAX) -> Batcher[int, int]:
-        return Batcher(self.run, rows_max=rows_max, window_s=WINDOW_S, shared=(Unavailable,))
+    def batcher(self) -> Batcher[int, int]:
+        return Batcher(self.run, rows_max=ROWS_MAX, window_s=WINDOW_S, few=self.few, shared=(Unavailable,))
 
     @property
     def works(self) -> list[list[int]]:
@@ -85,12 +86,12 @@ async def _call(batcher: Batcher[int, int], call: Call) -> int | BaseException:
     return (await asyncio.gather(asked, return_exceptions=True))[0]
 
 
-@given(st.lists(calls, max_size=30))
-def test_everybody_gets_what_they_would_get_alone_or_has_gone(script: list[Call]) -> None:
+@given(st.lists(calls, max_size=30), st.integers(0, 4))
+def test_everybody_gets_what_they_would_get_alone_or_has_gone(script: list[Call], few: int) -> None:
     """Whatever the company; batches keep their bound and never overlap, and nothing is left behind."""
 
     async def play() -> tuple[Worker, list[int | BaseException], Batcher[int, int]]:
-        worker = Worker(seconds=0.005, per_row_s=0.000_1)
+        worker = Worker(seconds=0.005, per_row_s=0.000_1, few=few)
         batcher = worker.batcher()
         results = list(await asyncio.gather(*(_call(batcher, call) for call in script)))
         # A batch of those who have gone may still be under way.
@@ -150,6 +151,15 @@ def test_a_batch_after_company_is_held_open_for_the_window() -> None:
     asked_at([0, 0.001, 0.002, 0.015, 0.022, 0.024], worker)
     assert worker.works == [[1], [2, 3], [4, 5], [6]]
     assert worker.batches[2][0] == pytest.approx(0.020 + WINDOW_S)
+
+
+def test_a_few_wait_for_one_another_only() -> None:
+    """After a batch of two the next one is cut when two are there, and after the window when one is."""
+    worker = Worker(few=2)
+    asked_at([0, 0.001, 0.002, 0.0205, 0.0215, 0.032], worker)
+    assert worker.works == [[1], [2, 3], [4, 5], [6]]
+    assert worker.batches[2][0] == pytest.approx(0.0215)
+    assert worker.batches[3][0] == pytest.approx(0.0315 + WINDOW_S)
 
 
 def test_a_lull_ends_the_company() -> None:

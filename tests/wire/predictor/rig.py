@@ -184,12 +184,17 @@ class Rig:
 
     @contextlib.asynccontextmanager
     async def predictor(
-        self, *, modules: tuple[str, ...] = (TRANSFORMS,), queue_rows_max: int = QUEUE_ROWS_MAX, **spool_options: Any
+        self,
+        *,
+        modules: tuple[str, ...] = (TRANSFORMS,),
+        queue_rows_max: int = QUEUE_ROWS_MAX,
+        fsync: bool = False,
+        **spool_options: Any,
     ) -> AsyncIterator[Replica]:
         """A predictor on the rig's folders; one at a time."""
         async with contextlib.AsyncExitStack() as stack:
             metrics = Metrics("predictor")
-            options = {"bytes_max": 1 << 30} | spool_options
+            options = {"bytes_max": 1 << 30, "fsync": fsync} | spool_options
             spool = Spool(self.folder / "spool", "predictor-0", new_id(), **options)
             stack.callback(spool.close)
             channels = [
@@ -211,6 +216,7 @@ class Rig:
             predictor = Predictor(
                 *(deployments, features, functions, spool, encode_records, telemetry, lambda: self.now),
                 admission=admission,
+                fsync=fsync,
             )
             verifier = Verifier(logger, spool, decode_record, views, features, functions, trainer, models)
             shipper = Shipper(spool, logger, gather_s=0.001)

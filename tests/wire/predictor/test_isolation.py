@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 from collections.abc import AsyncIterator
 from datetime import timedelta
 
@@ -170,3 +172,30 @@ async def test_rows_that_wait_are_bounded(rig: Rig) -> None:
         await replica.stub.Predict(ask(100))
         listing = await replica.stub.GetSpool(prediction_pb2.GetSpoolRequest())
         assert listing.incarnations[0].highest_sequence == 200
+
+
+async def test_a_disk_that_fails_behind_a_batch_records_nobody_twice(rig: Rig) -> None:
+    """With fsync: who is not answered is told so, and the batch is not run again."""
+    failing = False
+
+    def datasync(fd: int) -> None:
+        if failing:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        os.fdatasync(fd)
+
+    async with rig.predictor(fsync=True, datasync=datasync) as replica:
+        await until(lambda: replica.deployments.ready)
+        rig.features.hold = asyncio.Event()
+        first = asyncio.ensure_future(replica.stub.Predict(ask()))
+        await until(lambda: rig.features.waiting == 1)
+        others = [asyncio.ensure_future(replica.stub.Predict(ask())) for _ in range(3)]
+        await until(lambda: replica.predictor.admitted_rows == 4)
+        failing = True
+        rig.features.hold.set()
+        for call in await asyncio.gather(first, *others, return_exceptions=True):
+            assert isinstance(call, grpc.aio.AioRpcError)
+            assert call.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert rig.features.lookups == 2
+        failing = False
+        await replica.stub.Predict(ask())
+        assert replica.spool.incarnations()[0].highest_sequence == 5
