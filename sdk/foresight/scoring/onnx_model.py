@@ -123,7 +123,7 @@ class OnnxModel:
 
     def _run_padded(self, feed: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
         """The result for one row, run beside copies of itself."""
-        return self._run({name: np.repeat(values, PADDED_ROWS, axis=0) for name, values in feed.items()})[:1]
+        return self._run({name: values.repeat(PADDED_ROWS, axis=0) for name, values in feed.items()})[:1]
 
     def _run(self, feed: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
         result: NDArray[np.float32] = self._session.run([self._output], feed)[0]
