@@ -60,6 +60,9 @@ lock: setup ## Resolve the dependencies anew (names, versions and hashes only)
 	$(BIN)/uv pip compile -q --group build --upgrade --python-version 3.11 --universal --generate-hashes \
 	  --no-emit-index-url --no-emit-find-links --no-header --no-annotate -c requirements-dev.lock -o requirements-build.lock
 
+bench-predictor: setup ## Measure what a prediction costs against an empty call, and what is left of it under overload
+	$(BIN)/python -m benchmarks.predictor
+
 bench-start: setup ## Measure how long the local stack takes to be ready
 	$(BIN)/python -m benchmarks.start
 
@@ -69,4 +72,4 @@ bench-feature_store: setup ## Measure the feature store, beside Feast and beside
 clean: ## Remove what the targets made
 	rm -rf $(VENV) var .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
-.PHONY: help setup demo test chaos up down lint check proto lock bench-start bench-feature_store clean
+.PHONY: help setup demo test chaos up down lint check proto lock bench-start bench-feature_store bench-predictor clean

@@ -11,14 +11,16 @@ from collections.abc import AsyncIterator, Coroutine
 from foresight.predictor.v1 import prediction_pb2_grpc
 from foresight.transforms import TransformSet
 from inference import grpc_service_pb2_grpc
+from services.predictor.admission import Admission
 from services.predictor.artifacts import ArtifactCache
 from services.predictor.config import PredictorSettings
 from services.predictor.deployments import Deployments
 from services.predictor.feature_store_client import FeatureStoreClient
 from services.predictor.inference_servicer import INFERENCE_SERVICE, InferenceServicer
-from services.predictor.logger_client import LoggerClient, decode_record, encode_record
+from services.predictor.logger_client import LoggerClient
 from services.predictor.models import ModelCache
 from services.predictor.prediction import Predictor
+from services.predictor.record_codec import decode_record, encode_records
 from services.predictor.servicer import SERVICE, PredictionServicer
 from services.predictor.serving_file import ServingFile
 from services.predictor.shipping import Shipper
@@ -69,12 +71,22 @@ async def serve(settings: PredictorSettings) -> None:
         kept = ServingFile(settings.cache_folder / "serving")
         deployments = Deployments(trainer, features, views, models, transforms, kept)
         predictor = Predictor(
-            deployments, features, transforms, spool, encode_record, telemetry, clock, fsync=settings.spool_fsync
+            deployments,
+            features,
+            transforms,
+            spool,
+            encode_records,
+            telemetry,
+            clock,
+            fsync=settings.spool_fsync,
+            admission=Admission(settings.queue_rows_max),
+            window_s=settings.gather_ms / 1_000,
         )
         verifier = Verifier(logger, spool, decode_record, views, features, transforms, trainer, models)
         shipper = Shipper(spool, logger)
         telemetry.watch("spool_pending", "Predictions that the logger has not acknowledged", lambda: spool.pending)
         telemetry.watch("spool_bytes", "Bytes of the spool on disk", lambda: spool.size)
+        telemetry.watch("queue_rows", "Rows that wait or are worked on", lambda: predictor.admitted_rows)
         telemetry.watch("models_loaded", "Models in memory", lambda: models.loaded)
 
         await stack.enter_async_context(_running(deployments.run()))
@@ -85,7 +97,7 @@ async def serve(settings: PredictorSettings) -> None:
             # A full spool is answered per call, with its reason; only one that needs an operator stops the traffic.
             return deployments.ready and spool.accepting
 
-        server = Server(settings, metrics)
+        server = Server(settings, metrics, pending_calls_max=settings.pending_calls_max)
         servicer = PredictionServicer(predictor, verifier, deployments, spool)
         prediction_pb2_grpc.add_PredictionServiceServicer_to_server(servicer, server.grpc)
         inference = InferenceServicer(predictor, deployments, ready, importlib.metadata.version("foresight"))

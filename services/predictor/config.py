@@ -7,9 +7,13 @@ from pathlib import Path
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
+from services.predictor.admission import QUEUE_ROWS_MAX
+from services.predictor.batching import WINDOW_S
 from services.runtime.settings import ServiceSettings, SocketAddress
 
 SPOOL_BYTES_MAX = 1 << 30
+# At a thousand and more a second these wait for a tenth of a second.
+PENDING_CALLS_MAX = 128
 
 
 class PredictorSettings(ServiceSettings):
@@ -35,6 +39,20 @@ class PredictorSettings(ServiceSettings):
     feature_store: SocketAddress = Field(description="address of the feature store")
     trainer: SocketAddress = Field(description="address of the trainer")
     logger: SocketAddress = Field(description="address of the logger")
+    gather_ms: float = Field(
+        default=WINDOW_S * 1_000,
+        ge=0,
+        le=1_000,
+        description="under load a batch of requests is held open for so long; 0: never",
+    )
+    queue_rows_max: int = Field(
+        default=QUEUE_ROWS_MAX, ge=1, description="rows that may wait or be worked on; more are refused at once"
+    )
+    pending_calls_max: int = Field(
+        default=PENDING_CALLS_MAX,
+        ge=1,
+        description="calls that may queue unseen before the transport begins to drop new ones",
+    )
     transform_modules: tuple[str, ...] = Field(
         default=(), description="JSON list of the Python modules whose functions views may use as transforms"
     )

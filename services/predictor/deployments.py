@@ -257,13 +257,15 @@ class Deployments:
         version = deployment.version
         plan = await self._views.plan(version.view)
         try:
-            await asyncio.to_thread(self._transforms.check, plan.transforms)
+            row_wise = await asyncio.to_thread(self._transforms.are_row_wise, plan.transforms, plan.taken_by_transforms)
         except Untrusted as error:
             raise FailedPrecondition(str(error)) from error
+        if not row_wise:
+            log.warning("transforms_run_request_by_request", view=str(plan.ref))
         unknown = [f.name for f in version.inputs if f.name not in plan.feature_names]
         if unknown:
             raise FailedPrecondition(f"the model takes {unknown[0]}, which the view {plan.ref} does not have")
-        return Served(deployment, plan, await self._models.load(version, plan.view.label))
+        return Served(deployment, plan, await self._models.load(version, plan.view.label), row_wise)
 
     async def _keep(self, *loaded: Served) -> None:
         """Writes what serves now or is just loaded, what is wanted where nothing serves, and the views of all."""

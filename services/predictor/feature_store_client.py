@@ -36,13 +36,13 @@ class FeatureStoreClient:
         return decode_view(response.view)
 
     async def vectors(
-        self, view: VersionRef, keys: Sequence[Column], event_time: datetime, timeout_s: float
+        self, view: VersionRef, keys: Sequence[Column], event_time_micros: Sequence[int], timeout_s: float
     ) -> Vectors:
-        """The latest values as of the event time. Raises Unavailable."""
+        """The latest values, each row as of its own event time. Raises Unavailable."""
         request = online_pb2.GetFeatureVectorsRequest(
             view=_encode_ref(view),
             entity_keys=[encode_column(key) for key in keys],
-            event_time=encode_instant(event_time),
+            event_time_micros=event_time_micros,
         )
         with translated(_NAME):
             response = await self._online.GetFeatureVectors(request, timeout=timeout_s)

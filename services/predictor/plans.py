@@ -41,6 +41,11 @@ class ViewPlan:
         """Names that a model may take."""
         return frozenset(f.name for f in self.view.features)
 
+    @property
+    def taken_by_transforms(self) -> tuple[Field, ...]:
+        """What a transform may take: keys and features."""
+        return (*self.keys, *self.view.features)
+
 
 def plan_view(view: FeatureView) -> ViewPlan:
     """The plan of a registered view."""

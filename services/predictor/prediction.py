@@ -1,49 +1,50 @@
-"""Answers predictions, in stages on columns of n rows.
+"""Answers predictions.
 
-    check -> look up -> policies -> transforms -> score -> record -> spool -> answer
+    check -> admit -> join -> ( look up -> policies -> transforms -> score -> records -> spool ) -> answer
 
-Where the caller gives the features that the model takes, look-up, policies and transforms are left out.
-
-The stages share nothing but their arguments. A request keeps the deployment's version that it began with. Whatever
-fails before the spool leaves nothing behind; after it, the answer is sent. The event loop does the work for a few
-rows, which takes less than a hop to a thread; more rows go to a thread.
+What is in brackets is done once for a batch: the requests for one model version over one view that are there at the
+same time, see `batching`. Where the callers give the features that the model takes, look-up, policies and transforms
+are left out. A request keeps the deployment's version that it began with, and its answer and its record
+are to the bit what they would be without the others. Whatever fails before the spool leaves nothing behind; after it,
+the answer is sent. The event loop does the work for a few rows, which takes less than a hop to a thread; more rows, or
+a slow model, go to a thread.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
-import numpy as np
-import structlog
-
-from foresight.transforms import TransformSet, Untrusted
-from foresight.values import Column
-from services.predictor.plans import ViewPlan
-from services.predictor.policies import Missing, ResolvedFeature, apply_policies, missing_of
+from foresight.transforms import TransformSet
+from foresight.values import Column, micros_from_instant
+from services.predictor.admission import Admission
+from services.predictor.batching import WINDOW_S, Batcher, Expired, Member
+from services.predictor.policies import Missing, missing_of
 from services.predictor.questions import Question, check_given, check_question
-from services.predictor.records import PredictionRecord
+from services.predictor.records import RecordBatch, RecordedRequest
+from services.predictor.scoring import Outcomes, Questions, Scored, Scoring
 from services.predictor.serving import Served
 from services.predictor.spool import Spool
 from services.predictor.telemetry import Telemetry
 from services.predictor.vectors import NO_VECTORS, Vectors, VectorSource
 from services.predictor.versions import VersionRef
 from services.runtime.clock import Clock
-from services.runtime.errors import FailedPrecondition, LimitExceeded, TransformMismatch
-from services.runtime.ids import new_id
+from services.runtime.errors import LimitExceeded, Overloaded, SpoolFull, Unavailable
+from services.runtime.ids import new_ids
 
 LOOKUP_TIMEOUT_MAX_S = 5.0
-# The layer that knows the cause should report it: the look-up gives up before the caller does.
-LOOKUP_DEADLINE_SHARE = 0.9
+# The layer that knows the cause should report it: a prediction is given up before its caller gives it up.
+DEADLINE_SHARE = 0.9
 ROWS_ON_LOOP_MAX = 64
+SECONDS_ON_LOOP_MAX = 0.001
 # The logger takes at most 4 MiB in one message.
 RECORD_BYTES_MAX = 3 << 20
-
-log = structlog.get_logger()
+# Batchers of models that do not serve any more are dropped at this number; an idle one is a few hundred bytes.
+BATCHERS_MAX = 4_096
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -76,9 +77,23 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Scored:
-    answer: Answer
-    payload: bytes
+class _Asked:
+    """A request that was checked, and what answers it; `started` is of `time.perf_counter`."""
+
+    request: Request
+    served: Served
+    question: Question
+    started: float
+
+    @property
+    def together(self) -> str:
+        """Equal for requests that may share a batch: their questions have the same columns."""
+        if self.question.given:
+            return f"{self.served.together}, given with {len(self.question.keys)} keys"
+        return self.served.together
+
+
+_Member = Member[_Asked, Answer]
 
 
 class ServingTable(Protocol):
@@ -98,48 +113,56 @@ class Predictor:
         vectors: VectorSource,
         transforms: TransformSet,
         spool: Spool,
-        encode: Callable[[PredictionRecord], bytes],
+        encode: Callable[[RecordBatch], Sequence[bytes]],
         telemetry: Telemetry,
         clock: Clock,
         *,
         fsync: bool = False,
+        admission: Admission | None = None,
+        window_s: float = WINDOW_S,
     ) -> None:
         self._table = table
         self._vectors = vectors
-        self._transforms = transforms
+        self._scoring = Scoring(transforms, telemetry)
         self._spool = spool
         self._encode = encode
         self._telemetry = telemetry
         self._clock = clock
         self._fsync = fsync
+        self._admission = admission or Admission()
+        self._window_s = window_s
+        # By `_Asked.together`.
+        self._batchers: dict[str, Batcher[_Asked, Answer]] = {}
+
+    @property
+    def admitted_rows(self) -> int:
+        """Rows that wait or are worked on."""
+        return self._admission.rows
+
+    @property
+    def idle(self) -> bool:
+        """Whether no batch forms or runs."""
+        return all(batcher.idle for batcher in self._batchers.values())
 
     async def predict(self, request: Request) -> Answer:
         """The answer; its predictions are in the spool.
 
         Raises InvalidValue, NotFound, ModelNotReady, FeatureMissing, TransformMismatch, FailedPrecondition,
-        OutOfRange, Unavailable, SpoolFull and LimitExceeded; then nothing was recorded.
+        OutOfRange, Unavailable, SpoolFull, LimitExceeded and Overloaded; then nothing was recorded.
         """
         started = time.perf_counter()
         served = request.served or self._table.serving(request.deployment)
         name = served.deployment.name
         try:
             question = self._check(request, served)
-            vectors = await self._look_up(served.plan, question, request.remaining_s)
-            if question.rows <= ROWS_ON_LOOP_MAX:
-                scored = self._score(request, served, question, vectors, started)
-            else:
-                scored = await asyncio.to_thread(self._score, request, served, question, vectors, started)
-            with self._telemetry.stage("spool"):
-                self._spool.append(scored.payload, question.rows)
-                if self._fsync:
-                    await asyncio.to_thread(self._spool.sync)
+            answer = await self._answer(_Asked(request, served, question, started))
         except BaseException as error:
             self._telemetry.failed(name, error)
             served.tally.failed(time.perf_counter() - started)
             raise
         self._telemetry.answered(name, question.rows)
         served.tally.answered(question.rows, time.perf_counter() - started, self._clock())
-        return scored.answer
+        return answer
 
     def _check(self, request: Request, served: Served) -> Question:
         if request.given:
@@ -147,68 +170,165 @@ class Predictor:
             return check_given(served.plan, version, request.columns, request.event_time, self._clock())
         return check_question(served.plan, request.columns, request.event_time, self._clock())
 
-    async def _look_up(self, plan: ViewPlan, question: Question, remaining_s: float | None) -> Vectors:
-        if question.given or not plan.features:
-            return NO_VECTORS
-        timeout_s = LOOKUP_TIMEOUT_MAX_S
-        if remaining_s is not None:
-            timeout_s = min(timeout_s, remaining_s * LOOKUP_DEADLINE_SHARE)
-        with self._telemetry.stage("lookup"):
-            return await self._vectors.vectors(plan.ref, question.keys, question.event_time, timeout_s)
+    async def _answer(self, asked: _Asked) -> Answer:
+        rows, remaining_s = asked.question.rows, asked.request.remaining_s
+        batcher = self._batcher(asked.together)
+        expected_s = batcher.expected_s(rows)
+        self._admission.enter(rows, expected_s, remaining_s)
+        try:
+            patience_s = None if remaining_s is None else remaining_s * DEADLINE_SHARE
+            # Many rows share the cost of a look-up among themselves; others would only wait for them.
+            ask = batcher.ask if rows <= ROWS_ON_LOOP_MAX else batcher.ask_alone
+            return await ask(asked, rows, patience_s)
+        except Expired as expired:
+            if expired.running:
+                raise Unavailable("the feature store does not answer in time", upstream="feature store") from expired
+            raise Overloaded(
+                "the prediction did not get its turn within the call's deadline", max(expected_s, 0.1), limit="deadline"
+            ) from expired
+        finally:
+            self._admission.leave(rows)
 
-    def _score(self, request: Request, served: Served, question: Question, vectors: Vectors, started: float) -> _Scored:
-        """Everything between look-up and spool; pure but for ids and clock, so that it may run in any thread."""
-        plan = served.plan
-        resolved = () if question.given else apply_policies(plan, vectors, question.rows)
-        columns = {c.name: c for c in (*question.keys, *question.request_features)}
-        columns.update((f.column.name, f.column) for f in resolved)
-        with self._telemetry.stage("transform"):
-            made = () if question.given else apply_transforms(self._transforms, plan, columns)
-        columns.update((c.name, c) for c in made)
-        with self._telemetry.stage("score"):
-            outputs = served.model.score(columns)
-        version = served.deployment.version
-        ids = tuple(new_id() for _ in range(question.rows))
-        record = PredictionRecord(
-            prediction_ids=ids,
-            request_id=request.request_id,
-            caller=request.caller,
-            deployment=served.deployment.name,
-            model=version.model,
-            model_sha256=version.artifact_sha256,
-            view=plan.ref,
-            transforms_sha256="" if question.given else plan.transforms_sha256,
-            applied_commit=vectors.applied_commit,
-            event_time=question.event_time,
-            served_at=self._clock(),
-            latency_us=int((time.perf_counter() - started) * 1e6),
-            entity_keys=question.keys,
-            request_features=question.request_features,
-            features=(*resolved, *(ResolvedFeature(c) for c in made)),
-            sources=vectors.sources,
-            outputs=outputs,
-        )
-        payload = self._encode(record)
-        if len(payload) > RECORD_BYTES_MAX:
-            raise LimitExceeded(
-                f"the record of {question.rows} rows has {len(payload)} bytes; ask for fewer rows at once",
-                limit=str(RECORD_BYTES_MAX),
+    def _batcher(self, together: str) -> Batcher[_Asked, Answer]:
+        batcher = self._batchers.get(together)
+        if batcher is None:
+            if len(self._batchers) >= BATCHERS_MAX:
+                self._batchers = {key: b for key, b in self._batchers.items() if not b.idle}
+            batcher = self._batchers[together] = Batcher(
+                self._run, window_s=self._window_s, shared=(Unavailable,), observe=self._observe
             )
-        return _Scored(Answer(ids, outputs, version.model, question.event_time, missing_of(resolved)), payload)
+        return batcher
+
+    def _observe(self, batch: Sequence[_Member], now: float) -> None:
+        self._telemetry.batch(sum(m.rows for m in batch), [now - m.joined for m in batch])
+
+    async def _run(self, batch: Sequence[_Member]) -> None:
+        """Everything in brackets, see the module; members get their answers or errors."""
+        served = batch[0].work.served
+        questions = Questions.joined([m.work.question for m in batch])
+        vectors = await self._look_up(served, questions, batch)
+        if questions.rows <= ROWS_ON_LOOP_MAX and questions.rows * served.model.row_s <= SECONDS_ON_LOOP_MAX:
+            outcomes, records = self._score(batch, questions, vectors)
+        else:
+            outcomes, records = await asyncio.to_thread(self._score, batch, questions, vectors)
+        for position, fault in outcomes.faults.items():
+            batch[position].fail(fault)
+        # From here to the answers nothing waits, so that whoever is recorded is answered.
+        kept = [record for record in records if record.member.waits]
+        if not kept:
+            return
+        with self._telemetry.stage("spool"):
+            kept = self._append(kept)
+            if self._fsync:
+                try:
+                    await asyncio.to_thread(self._spool.sync)
+                except SpoolFull as error:
+                    # They are written and may survive: to run them again would record them twice.
+                    for record in kept:
+                        record.member.fail(error)
+        for record in kept:
+            record.member.answer(record.answer)
+
+    async def _look_up(self, served: Served, questions: Questions, batch: Sequence[_Member]) -> Vectors:
+        plan = served.plan
+        if questions.given or not plan.features:
+            return NO_VECTORS
+        # Whoever has less time than the others expires alone.
+        now = asyncio.get_running_loop().time()
+        timeout_s = min(LOOKUP_TIMEOUT_MAX_S, max(m.deadline for m in batch) - now)
+        event_times: list[int] = []
+        for question in questions.questions:
+            event_times += [micros_from_instant(question.event_time)] * question.rows
+        with self._telemetry.stage("lookup"):
+            return await self._vectors.vectors(plan.ref, questions.keys, event_times, timeout_s)
+
+    def _score(
+        self, batch: Sequence[_Member], questions: Questions, vectors: Vectors
+    ) -> tuple[Outcomes, list[_Recorded]]:
+        """Everything between look-up and spool; pure but for ids and clock, so that it may run in any thread."""
+        outcomes = self._scoring.score_apart(batch[0].work.served, questions, vectors)
+        records: list[_Recorded] = []
+        for scored, positions in outcomes.scored:
+            records += self._record(scored, [batch[i] for i in positions])
+        return outcomes, records
+
+    def _record(self, scored: Scored, members: Sequence[_Member]) -> Iterator[_Recorded]:
+        """The answer and the record of each request that was scored."""
+        served = members[0].work.served
+        version, plan = served.deployment.version, served.plan
+        now = time.perf_counter()
+        requests = tuple(
+            _recorded_request(member.work, scored.questions.rows_of(i), now) for i, member in enumerate(members)
+        )
+        payloads = self._encode(
+            RecordBatch(
+                requests=requests,
+                model=version.model,
+                model_sha256=version.artifact_sha256,
+                view=plan.ref,
+                transforms_sha256="" if scored.questions.given else plan.transforms_sha256,
+                applied_commit=scored.vectors.applied_commit,
+                served_at=self._clock(),
+                entity_keys=scored.questions.keys,
+                request_features=scored.questions.request_features,
+                features=scored.recorded_features,
+                sources=scored.vectors.sources,
+                outputs=scored.outputs,
+            )
+        )
+        whole = len(members) == 1
+        missing = missing_of(scored.features)
+        for member, request, payload in zip(members, requests, payloads, strict=True):
+            outputs = scored.outputs if whole else tuple(c.part(request.start, request.stop) for c in scored.outputs)
+            its_missing = missing if whole or not missing else _missing_between(missing, request.start, request.stop)
+            answer = Answer(request.prediction_ids, outputs, version.model, request.event_time, its_missing)
+            yield _Recorded(member, answer, payload)
+
+    def _append(self, records: list[_Recorded]) -> list[_Recorded]:
+        """Writes records to the spool, all at once if they fit; answers those that were written, the others fail."""
+        fitting = [r for r in records if len(r.payload) <= RECORD_BYTES_MAX]
+        for record in records:
+            if len(record.payload) > RECORD_BYTES_MAX:
+                record.member.fail(_too_large(record))
+        try:
+            if fitting:
+                self._spool.append_all([(r.payload, r.member.rows) for r in fitting])
+        except SpoolFull as error:
+            if len(fitting) == 1:
+                fitting[0].member.fail(error)
+                return []
+            return [written for record in fitting for written in self._append([record])]
+        return fitting
 
 
-def apply_transforms(transforms: TransformSet, plan: ViewPlan, columns: Mapping[str, Column]) -> tuple[Column, ...]:
-    """The outputs of the view's transforms. Raises TransformMismatch, and FailedPrecondition when one fails."""
-    if not plan.transforms:
-        return ()
-    try:
-        # What a function does with odd numbers is seen in its result; warnings would only fill the log.
-        with np.errstate(all="ignore"):
-            return tuple(transforms.apply(plan.transforms, columns))
-    except Untrusted as error:
-        raise TransformMismatch(str(error), view=str(plan.ref)) from error
-    except Exception as error:  # The function is the user's own and may raise anything, with anything in it.
-        log.warning("transform_failed", view=str(plan.ref), exc_info=error)
-        raise FailedPrecondition(
-            "an on-demand transform of the view fails on these values", view=str(plan.ref)
-        ) from error
+@dataclass(frozen=True, slots=True, eq=False)
+class _Recorded:
+    """A member's answer, and the record that is written before it gets it."""
+
+    member: _Member
+    answer: Answer
+    payload: bytes
+
+
+def _recorded_request(asked: _Asked, rows: range, now: float) -> RecordedRequest:
+    return RecordedRequest(
+        start=rows.start,
+        stop=rows.stop,
+        prediction_ids=new_ids(len(rows)),
+        request_id=asked.request.request_id,
+        caller=asked.request.caller,
+        deployment=asked.served.deployment.name,
+        event_time=asked.question.event_time,
+        latency_us=int((now - asked.started) * 1e6),
+    )
+
+
+def _missing_between(missing: Sequence[Missing], start: int, stop: int) -> list[Missing]:
+    return [Missing(m.row - start, m.feature, m.status) for m in missing if start <= m.row < stop]
+
+
+def _too_large(record: _Recorded) -> LimitExceeded:
+    return LimitExceeded(
+        f"the record of {record.member.rows} rows has {len(record.payload)} bytes; ask for fewer rows at once",
+        limit=str(RECORD_BYTES_MAX),
+    )

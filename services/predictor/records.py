@@ -1,4 +1,4 @@
-"""The record of one answered request: n predictions with the features behind them.
+"""The record of one answered request: n predictions with the features behind them; and those of a batch together.
 
 Which replica and incarnation made it, and its sequence numbers, belong to the spool and are not part of it here.
 """
@@ -33,6 +33,41 @@ class PredictionRecord:
     event_time: datetime
     served_at: datetime
     latency_us: int
+    entity_keys: tuple[Column, ...]
+    request_features: tuple[Column, ...]
+    features: tuple[ResolvedFeature, ...]
+    sources: tuple[SourceRows, ...]
+    outputs: tuple[Column, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RecordedRequest:
+    """One request of a batch, with the rows `start` to before `stop`; the names are those of `PredictionRecord`."""
+
+    start: int
+    stop: int
+    prediction_ids: tuple[str, ...]
+    request_id: str
+    caller: str
+    deployment: str
+    event_time: datetime
+    latency_us: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RecordBatch:
+    """What the records of requests that were scored together are made of; columns hold the rows of all of them.
+
+    There may be rows of no request: those of callers who have gone.
+    """
+
+    requests: tuple[RecordedRequest, ...]
+    model: VersionRef
+    model_sha256: str
+    view: VersionRef
+    transforms_sha256: str
+    applied_commit: int
+    served_at: datetime
     entity_keys: tuple[Column, ...]
     request_features: tuple[Column, ...]
     features: tuple[ResolvedFeature, ...]

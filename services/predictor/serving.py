@@ -15,12 +15,22 @@ from services.predictor.versions import Deployment, VersionRef
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Served:
-    """A deployment that answers: everything that a request needs, unchanged as long as it runs, and its counts."""
+    """A deployment that answers: everything that a request needs, unchanged as long as it runs, and its counts.
+
+    `transforms_row_wise`: the view's transforms may run on rows of several requests at once. `together` is equal for
+    deployments whose requests may share a look-up and a run of the model.
+    """
 
     deployment: Deployment
     plan: ViewPlan
     model: LoadedModel
+    transforms_row_wise: bool = False
     tally: Tally = field(default_factory=Tally)
+    together: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        version = self.deployment.version
+        object.__setattr__(self, "together", f"{version.model}, {version.artifact_sha256}, {self.plan.ref}")
 
 
 @dataclass(frozen=True, slots=True)

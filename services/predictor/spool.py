@@ -5,10 +5,11 @@
     <folder>/<replica>/<incarnation>/position       last acknowledged sequence number
     <folder>/<replica>/quarantine/                  damaged and refused bytes, kept aside for people
 
-A record is one write to a file opened for appending, so it survives the death of the process; `sync` makes it survive
-a power loss. Sequence numbers count predictions from 1 per incarnation and are given in the order of writing: a number
-exists if and only if its record was written whole, so a failed write uses none up. `append` is called from one thread
-and does not wait for anything but the file's cache; `next_batch` and `find` may run in another thread.
+Records are written at once, one or several, to a file opened for appending, so they survive the death of the process;
+`sync` makes them survive a power loss. Sequence numbers count predictions from 1 per incarnation and are given in the
+order of writing: a number exists if and only if its record was written whole, so a failed write uses none up. `append`
+and `append_all` are called from one thread and do not wait for anything but the file's cache; `next_batch` and `find`
+may run in another thread.
 
 Bounds: all segments together hold at most `bytes_max` bytes, a segment about SEGMENT_BYTES_MAX, the quarantine
 QUARANTINE_BYTES_MAX. At the first, and when the disk is full, `append` raises SpoolFull and everything stays as it was.
@@ -20,7 +21,7 @@ import fcntl
 import os
 import threading
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -143,14 +144,25 @@ class Spool:
 
         Raises SpoolFull, and then nothing was written.
         """
+        return self.append_all([(payload, count)])
+
+    def append_all(self, records: Sequence[tuple[bytes, int]]) -> int:
+        """Writes records, each a payload and its count of predictions, at once; answers the first sequence number.
+
+        Raises SpoolFull, and then none of them was written.
+        """
         if not self.accepting:
             raise SpoolFull("the spool cannot be written", limit="spool")
-        if not self._has_room(len(payload) + FRAME_BYTES):
+        if not self._has_room(sum(len(payload) + FRAME_BYTES for payload, _ in records)):
             raise SpoolFull("the spool is full until records are shipped", limit="spool_bytes_max")
         live = self._live
-        first = live.highest + 1
+        first = following = live.highest + 1
         segment = self._segment(first)
-        data = frame(payload, first, count, live.seed)
+        frames = []
+        for payload, count in records:
+            frames.append(frame(payload, following, count, live.seed))
+            following += count
+        data = frames[0] if len(frames) == 1 else b"".join(frames)
         try:
             self._write_whole(data)
         except OSError as error:
@@ -158,8 +170,8 @@ class Spool:
             raise SpoolFull("the disk of the spool is full or failing", limit="disk") from error
         # In this order, for readers in other threads.
         segment.size += len(data)
-        live.highest += count
-        live.pending += count
+        live.highest = following - 1
+        live.pending += following - first
         self.on_append()
         return first
 

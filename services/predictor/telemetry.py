@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from foresight.values import InvalidValue
-from services.runtime.errors import FeatureMissing, SpoolFull, Unavailable
+from services.runtime.errors import FeatureMissing, Overloaded, SpoolFull, Unavailable
 
 STAGE_BUCKETS_S = (
     *(0.000_01, 0.000_02, 0.000_05, 0.000_1, 0.000_2, 0.000_5, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1, 5),
 )
+ROWS_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1_024)
 STAGES = ("lookup", "transform", "score", "spool")
 _OUTCOMES: tuple[tuple[type[BaseException], str], ...] = (
     (InvalidValue, "invalid"),
     (FeatureMissing, "feature_missing"),
     (SpoolFull, "spool_full"),
+    (Overloaded, "overloaded"),
     (Unavailable, "unavailable"),
     (asyncio.CancelledError, "cancelled"),
 )
@@ -43,6 +45,18 @@ class Telemetry:
             buckets=STAGE_BUCKETS_S,
             registry=registry,
         )
+        self._batch_rows = Histogram(
+            "foresight_predictor_batch_rows",
+            "Rows that shared a look-up and a run of the model",
+            buckets=ROWS_BUCKETS,
+            registry=registry,
+        )
+        self._queue_time = Histogram(
+            "foresight_predictor_queue_duration_seconds",
+            "Time that a request waited for its batch",
+            buckets=STAGE_BUCKETS_S,
+            registry=registry,
+        )
         # Bound once: finding a child by its labels costs more than the observation.
         self._stages = {stage: stages.labels(stage) for stage in STAGES}
         self._answered: dict[str, Counter] = {}
@@ -53,6 +67,12 @@ class Telemetry:
         started = time.perf_counter()
         yield
         self._stages[name].observe(time.perf_counter() - started)
+
+    def batch(self, rows: int, waited_s: Sequence[float]) -> None:
+        """A batch of so many rows begins, whose requests waited so long."""
+        self._batch_rows.observe(rows)
+        for seconds in waited_s:
+            self._queue_time.observe(seconds)
 
     def answered(self, deployment: str, rows: int) -> None:
         """Counts predictions that were recorded and answered."""

@@ -40,6 +40,22 @@ class Vectors:
     sources: tuple[SourceRows, ...] = ()
     applied_commit: int = 0
 
+    def take(self, rows: Sequence[int]) -> Vectors:
+        """The vectors of these rows."""
+        return Vectors(
+            tuple(FeatureValues(f.column.take(rows), bytes(f.statuses[row] for row in rows)) for f in self.features),
+            tuple(
+                SourceRows(
+                    s.group,
+                    [s.event_time_micros[row] for row in rows],
+                    [s.commits[row] for row in rows],
+                    [s.erased_commits[row] for row in rows] if s.erased_commits else (),
+                )
+                for s in self.sources
+            ),
+            self.applied_commit,
+        )
+
 
 NO_VECTORS = Vectors()
 
@@ -48,9 +64,9 @@ class VectorSource(Protocol):
     """Where feature vectors come from."""
 
     async def vectors(
-        self, view: VersionRef, keys: Sequence[Column], event_time: datetime, timeout_s: float
+        self, view: VersionRef, keys: Sequence[Column], event_time_micros: Sequence[int], timeout_s: float
     ) -> Vectors:
-        """The latest values as of the event time. Raises Unavailable."""
+        """The latest values, each row as of its own event time. Raises Unavailable."""
         ...
 
     async def replay(

@@ -20,8 +20,8 @@ from foresight.values import Column, FeatureStatus, InvalidValue
 from services.predictor.models import ModelCache
 from services.predictor.plans import ViewPlan
 from services.predictor.policies import ResolvedFeature, apply_policies
-from services.predictor.prediction import apply_transforms
 from services.predictor.records import PredictionRecord
+from services.predictor.scoring import apply_transforms
 from services.predictor.spool import Spool
 from services.predictor.vectors import NO_VECTORS, SourceRows, Vectors, VectorSource
 from services.predictor.versions import ModelVersion, VersionRef

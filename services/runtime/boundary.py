@@ -37,6 +37,8 @@ class Boundary(grpc.aio.ServerInterceptor):
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
+        # Handlers are wrapped once per method that exists.
+        self._wrapped: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
 
     async def intercept_service(
         self,
@@ -44,6 +46,9 @@ class Boundary(grpc.aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler[Any, Any]:
         """Answers the wrapped handler of the method, or one that says UNIMPLEMENTED."""
+        wrapped = self._wrapped.get(handler_call_details.method)
+        if wrapped is not None:
+            return wrapped
         handler: Any = await continuation(handler_call_details)
         if handler is None:
             return grpc.unary_unary_rpc_method_handler(self._unimplemented)
@@ -57,28 +62,33 @@ class Boundary(grpc.aio.ServerInterceptor):
                 if handler.request_streaming
                 else grpc.unary_stream_rpc_method_handler
             )
-            return make(self._streaming(inner, method), deserializer, serializer)
+            wrapped = self._wrapped[method] = make(self._streaming(inner, method), deserializer, serializer)
+            return wrapped
         inner = handler.stream_unary if handler.request_streaming else handler.unary_unary
         make_unary: Any = (
             grpc.stream_unary_rpc_method_handler if handler.request_streaming else grpc.unary_unary_rpc_method_handler
         )
-        wrapped: grpc.RpcMethodHandler[Any, Any] = make_unary(self._unary(inner, method), deserializer, serializer)
-        return wrapped
+        unary: grpc.RpcMethodHandler[Any, Any] = make_unary(self._unary(inner, method), deserializer, serializer)
+        self._wrapped[method] = unary
+        return unary
 
     def _unary(self, inner: Any, method: str) -> Any:
+        """A handler with one answer, to one request or a stream of them."""
+
         async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
             bind_request(context)
             started = time.perf_counter()
             code = grpc.StatusCode.OK
+            self._metrics.began()
             try:
-                with self._metrics.in_flight():
-                    return await inner(_checked(request), context)
+                return await inner(_checked(request), context)
             except (grpc.aio.AbortError, asyncio.CancelledError):
                 code = _code_of(context)
                 raise
             except Exception as error:  # noqa: BLE001 - the one boundary
                 code = await self._abort(context, error, method)
             finally:
+                self._metrics.ended()
                 self._metrics.observe(method, code.name, time.perf_counter() - started)
 
         return call
@@ -88,21 +98,22 @@ class Boundary(grpc.aio.ServerInterceptor):
             bind_request(context)
             started = time.perf_counter()
             code = grpc.StatusCode.OK
+            self._metrics.began()
             try:
-                with self._metrics.in_flight():
-                    responses = inner(_checked(request), context)
-                    if inspect.isawaitable(responses):
-                        # A handler that writes to the context itself, as that of health does.
-                        await responses
-                        return
-                    async for response in responses:
-                        yield response
+                responses = inner(_checked(request), context)
+                if inspect.isawaitable(responses):
+                    # A handler that writes to the context itself, as that of health does.
+                    await responses
+                    return
+                async for response in responses:
+                    yield response
             except (grpc.aio.AbortError, asyncio.CancelledError, GeneratorExit):
                 code = _code_of(context)
                 raise
             except Exception as error:  # noqa: BLE001 - the one boundary
                 code = await self._abort(context, error, method)
             finally:
+                self._metrics.ended()
                 self._metrics.observe(method, code.name, time.perf_counter() - started)
 
         return call
@@ -129,7 +140,6 @@ class Boundary(grpc.aio.ServerInterceptor):
 
 def bind_request(context: grpc.aio.ServicerContext[Any, Any]) -> str:
     """Takes the request's id from the gateway, or makes one; all log lines of the call carry it."""
-    structlog.contextvars.unbind_contextvars("request_id")
     request_id = request_id_of(context) or new_id()
     structlog.contextvars.bind_contextvars(request_id=request_id)
     return request_id

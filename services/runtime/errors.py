@@ -10,7 +10,8 @@
     │   └── TransformMismatch
     ├── OutOfRange             a time or cursor outside of what can be served
     ├── LimitExceeded          too large, too many
-    │   └── SpoolFull
+    │   ├── SpoolFull
+    │   └── Overloaded         more work than can be done in time; says when to come again
     ├── PermissionDenied
     ├── DataLoss               stored bytes do not match their digest
     └── Unavailable            something that the call needs does not answer
@@ -24,6 +25,9 @@ from __future__ import annotations
 
 class ServiceError(Exception):
     """An expected failure; `metadata` names what is concerned."""
+
+    # When the call may be repeated, seconds from now; None: nothing is known of that.
+    retry_after_s: float | None = None
 
     def __init__(self, message: str, **metadata: str) -> None:
         super().__init__(message)
@@ -72,6 +76,14 @@ class LimitExceeded(ServiceError):
 
 class SpoolFull(LimitExceeded):
     """The durable spool or its disk is full."""
+
+
+class Overloaded(LimitExceeded):
+    """More is asked for at once than can be answered in time; `retry_after_s` says when to come again."""
+
+    def __init__(self, message: str, retry_after_s: float = 1.0, **metadata: str) -> None:
+        super().__init__(message, **metadata)
+        self.retry_after_s = retry_after_s
 
 
 class PermissionDenied(ServiceError):

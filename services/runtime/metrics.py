@@ -38,20 +38,25 @@ class Metrics:
         self._in_flight = Gauge(
             "foresight_requests_in_flight", "Calls being answered", ["service"], registry=self.registry
         ).labels(service)
+        # Bound once: finding a child by its labels costs more than the observation. Methods and codes are few.
+        self._finished: dict[tuple[str, str], tuple[Counter, Histogram]] = {}
 
     def observe(self, method: str, code: str, seconds: float) -> None:
         """Counts one finished call."""
-        self._requests.labels(self._service, method, code).inc()
-        self._latency.labels(self._service, method).observe(seconds)
+        bound = self._finished.get((method, code))
+        if bound is None:
+            bound = self._requests.labels(self._service, method, code), self._latency.labels(self._service, method)
+            self._finished[method, code] = bound
+        bound[0].inc()
+        bound[1].observe(seconds)
 
-    @contextmanager
-    def in_flight(self) -> Iterator[None]:
-        """Counts a call while it is being answered."""
+    def began(self) -> None:
+        """A call is being answered; `ended` follows."""
         self._in_flight.inc()
-        try:
-            yield
-        finally:
-            self._in_flight.dec()
+
+    def ended(self) -> None:
+        """A call that began is over."""
+        self._in_flight.dec()
 
     @contextmanager
     def served(self, port: int) -> Iterator[None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,6 +37,7 @@ STATUS_TABLE: Sequence[tuple[type[Exception], grpc.StatusCode, errors_pb2.ErrorR
     (errors.FailedPrecondition, grpc.StatusCode.FAILED_PRECONDITION, errors_pb2.ERROR_REASON_FAILED_PRECONDITION),
     (errors.OutOfRange, grpc.StatusCode.OUT_OF_RANGE, errors_pb2.ERROR_REASON_OUT_OF_RANGE),
     (errors.SpoolFull, grpc.StatusCode.RESOURCE_EXHAUSTED, errors_pb2.ERROR_REASON_SPOOL_FULL),
+    (errors.Overloaded, grpc.StatusCode.RESOURCE_EXHAUSTED, errors_pb2.ERROR_REASON_OVERLOADED),
     (errors.LimitExceeded, grpc.StatusCode.RESOURCE_EXHAUSTED, errors_pb2.ERROR_REASON_LIMIT_EXCEEDED),
     (errors.PermissionDenied, grpc.StatusCode.PERMISSION_DENIED, errors_pb2.ERROR_REASON_PERMISSION_DENIED),
     (errors.DataLoss, grpc.StatusCode.DATA_LOSS, errors_pb2.ERROR_REASON_DATA_LOSS),
@@ -60,7 +62,10 @@ def status_of(error: Exception) -> tuple[grpc.StatusCode, status_pb2.Status]:
                 status.details.append(_packed(_bad_request(error, DETAILS_BYTES_MAX - status.ByteSize())))
                 return code, status
             assert isinstance(error, errors.ServiceError)
-            return code, _status(code, reason, error.message, error.metadata)
+            status = _status(code, reason, error.message, error.metadata)
+            if error.retry_after_s is not None:
+                status.details.append(_packed(_retry_info(error.retry_after_s)))
+            return code, status
     code = grpc.StatusCode.INTERNAL
     return code, _status(code, errors_pb2.ERROR_REASON_INTERNAL, INTERNAL_MESSAGE, {})
 
@@ -125,6 +130,13 @@ def _status(
     short = {key: _cut(value, VALUE_BYTES_MAX) for key, value in list(metadata.items())[:METADATA_MAX]}
     info = error_details_pb2.ErrorInfo(domain=ERROR_DOMAIN, reason=name, metadata=short)
     return status_pb2.Status(code=code.value[0], message=_cut(text, MESSAGE_BYTES_MAX), details=[_packed(info)])
+
+
+def _retry_info(seconds: float) -> error_details_pb2.RetryInfo:
+    """google.rpc.RetryInfo, to the millisecond and never at once."""
+    info = error_details_pb2.RetryInfo()
+    info.retry_delay.FromMilliseconds(max(1, math.ceil(seconds * 1_000)))
+    return info
 
 
 def _bad_request(error: InvalidValue, bytes_max: int) -> error_details_pb2.BadRequest:

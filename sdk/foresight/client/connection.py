@@ -2,8 +2,9 @@
 
 One channel per connection; it connects at the first call, may be shared by threads, and must not be used in a
 process forked from the one that made it. An answer UNAVAILABLE is asked for again with jittered exponential backoff
-until `retry_s` has passed; a stream starts again from its beginning. What a repeated call leaves behind, when the
-answer to the first one was lost, is said at each method that changes something.
+until `retry_s` has passed, and so is that of an overloaded service, not before the time that it names; a stream starts
+again from its beginning. What a repeated call leaves behind, when the answer to the first one was lost, is said at each
+method that changes something.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any, TypeVar
 
 import grpc
 
-from foresight.client.errors import CERTIFICATE, NotConnected, Unavailable
+from foresight.client.errors import CERTIFICATE, NotConnected, ResourceExhausted, Unavailable
 from foresight.client.statuses import error_of
 
 T = TypeVar("T")
@@ -69,7 +70,10 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """How long and how often UNAVAILABLE is tried again. Clock, sleep and randomness can be replaced in tests."""
+    """How long and how often a call is tried again that found nobody, or an overloaded service.
+
+    Clock, sleep and randomness can be replaced in tests.
+    """
 
     seconds: float = 30.0
     clock: Callable[[], float] = time.monotonic
@@ -77,7 +81,7 @@ class Retry:
     jitter: Callable[[], float] = random.random
 
     def run(self, attempt: Callable[[], T], recovered: Callable[[], T | None] | None = None) -> T:
-        """The result of the first attempt that is not Unavailable.
+        """The result of the first attempt that is neither Unavailable nor refused with a time to come again.
 
         `recovered` is asked before each further attempt whether an earlier one went through after all.
         """
@@ -86,8 +90,13 @@ class Retry:
         while True:
             try:
                 return attempt()
-            except Unavailable as error:
+            except (Unavailable, ResourceExhausted) as error:
                 pause = ceiling * (0.5 + self.jitter() / 2)
+                if isinstance(error, ResourceExhausted):
+                    if error.retry_after_s is None:
+                        raise
+                    # Jittered upwards, so that those who were refused together do not come together.
+                    pause += error.retry_after_s
                 if error.reason == CERTIFICATE or self.clock() + pause > give_up:
                     raise
             self.sleep(pause)

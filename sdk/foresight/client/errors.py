@@ -7,7 +7,7 @@
     ├── Aborted                somebody else changed the thing since it was read
     ├── FailedPrecondition     the state of the system does not allow it
     ├── OutOfRange             a time or cursor outside of what can be served
-    ├── ResourceExhausted      too large, too many, or a full spool
+    ├── ResourceExhausted      too large, too many, a full spool; when overloaded (`retry_after_s`) it was retried
     ├── PermissionDenied       the certificate does not allow the call
     ├── Unimplemented          the service has no such method
     ├── Unavailable            nobody answers; calls were already retried when this is raised
@@ -44,6 +44,7 @@ class ForesightError(Exception):
         reason: str = "",
         violations: Sequence[Violation] = (),
         metadata: Mapping[str, str] | None = None,
+        retry_after_s: float | None = None,
     ) -> None:
         super().__init__(message)
         self.message = message
@@ -51,6 +52,8 @@ class ForesightError(Exception):
         self.reason = reason
         self.violations = tuple(violations)
         self.metadata = dict(metadata or {})
+        # When the service says that the call may be repeated, seconds; None: it says nothing of that.
+        self.retry_after_s = retry_after_s
 
 
 class InvalidArgument(ForesightError, ValueError):

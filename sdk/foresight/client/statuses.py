@@ -38,15 +38,25 @@ def error_of(error: grpc.RpcError, address: str) -> ForesightError:
         return _without_status(code, text, address)
     info = error_details_pb2.ErrorInfo()
     violations: list[Violation] = []
+    retry_after_s = None
     for detail in status.details:
-        request = error_details_pb2.BadRequest()
+        request, retry = error_details_pb2.BadRequest(), error_details_pb2.RetryInfo()
         if detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):
             detail.Unpack(info)
+        elif detail.Unpack(retry):
+            retry_after_s = retry.retry_delay.ToMilliseconds() / 1_000
         elif detail.Unpack(request):
             violations = [Violation(v.field, v.description) for v in request.field_violations]
     kind = BY_CODE.get(code, ForesightError)
     message = status.message or text or code
-    return kind(message, code=code, reason=info.reason, violations=violations, metadata=info.metadata)
+    return kind(
+        message,
+        code=code,
+        reason=info.reason,
+        violations=violations,
+        metadata=info.metadata,
+        retry_after_s=retry_after_s,
+    )
 
 
 def _status_of(error: grpc.RpcError) -> status_pb2.Status | None:
@@ -77,6 +87,9 @@ def _without_status(code: str, text: str, address: str) -> ForesightError:
         return NotConnected(f"no Foresight answers at {address}{said}")
     if code in ("UNAVAILABLE", "INTERNAL", "UNKNOWN", "CANCELLED") and _BROKEN_STREAM.search(text):
         return Unavailable(f"the service behind the gateway at {address} does not answer")
+    if code == "CANCELLED":
+        # By the other side: a service that has too many calls waiting drops new ones before it looks at them.
+        return Unavailable(f"Foresight at {address} has too many calls waiting")
     if code == "UNAVAILABLE":
         return Unavailable(f"Foresight at {address} does not answer: {text[:200]}")
     if code == "DEADLINE_EXCEEDED":

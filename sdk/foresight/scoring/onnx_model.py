@@ -20,6 +20,7 @@ from foresight.values import Column, DataType, Field, InvalidValue
 
 # Beyond this an integer loses digits as a double, see "Model inputs" in `docs/semantics.md`.
 INTEGER_MAX = 2**53
+# No model runs on fewer rows: a linear one has other last bits for a row alone than for the same row in company.
 PADDED_ROWS = 2
 # Up to so many, Python is faster than an array operation.
 FEW_ROWS_MAX = 16
@@ -84,7 +85,12 @@ def _fit_into_doubles(integers: NDArray[np.int64]) -> bool:
 
 
 class OnnxModel:
-    """A loaded model; `score` may be called from several threads."""
+    """A loaded model; `score` may be called from several threads.
+
+    A row's scores are the same bits whatever other rows are scored with it. `batch_invariant` says that the graph gives
+    that by itself from PADDED_ROWS rows on, as nearly all do (the trainer measures it); any other graph runs once per
+    row, at one shape and with the row in one place.
+    """
 
     def __init__(self, artifact: bytes, signature: Signature, *, batch_invariant: bool = True) -> None:
         options = ort.SessionOptions()
@@ -94,7 +100,7 @@ class OnnxModel:
         # Unused features may be left out of the graph by the converter.
         self._names = [i.name for i in self._session.get_inputs()]
         self._output = self._session.get_outputs()[-1].name
-        self._pad = not batch_invariant
+        self._row_by_row = not batch_invariant
         self.signature = signature
 
     def score(self, features: Mapping[str, Column]) -> list[Column]:
@@ -106,11 +112,22 @@ class OnnxModel:
         """Probabilities (n, classes) or values (n,) of prepared inputs, see `model_input`."""
         feed = {name: inputs[name].reshape(-1, 1) for name in self._names}
         n = len(next(iter(feed.values())))
-        if self._pad and n == 1:
-            # Single rows may differ from batches in the last bit: run them at a fixed minimum shape.
-            feed = {name: np.repeat(values, PADDED_ROWS, axis=0) for name, values in feed.items()}
-        result: NDArray[np.float32] = self._session.run([self._output], feed)[0][:n]
+        if n == 1:
+            result = self._run_padded(feed)
+        elif self._row_by_row:
+            rows = [{name: values[i : i + 1] for name, values in feed.items()} for i in range(n)]
+            result = np.concatenate([self._run_padded(row) for row in rows]) if rows else self._run(feed)
+        else:
+            result = self._run(feed)
         return result if self.signature.task is not ModelTask.REGRESSION else result.reshape(-1)
+
+    def _run_padded(self, feed: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+        """The result for one row, run beside copies of itself."""
+        return self._run({name: values.repeat(PADDED_ROWS, axis=0) for name, values in feed.items()})[:1]
+
+    def _run(self, feed: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+        result: NDArray[np.float32] = self._session.run([self._output], feed)[0]
+        return result
 
     def decode(self, raw: NDArray[np.float32]) -> list[Column]:
         """The output columns of `score_raw`'s result."""

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from foresight.transforms.row_wise import are_row_wise
 from foresight.values import Column, DataType, Field, Transform
 from foresight.values.instants import MICROS_MAX, MICROS_MIN
 
@@ -56,6 +57,19 @@ class TransformSet:
             known[output.name] = output
             outputs.append(output)
         return outputs
+
+    def are_row_wise(self, transforms: Sequence[Transform], fields: Iterable[Field]) -> bool:
+        """Whether the transforms treat each row by itself, see `row_wise`; `fields` has all that they take from a view.
+
+        Raises Untrusted as `check` does.
+        """
+        self.check(transforms)
+        if not transforms:
+            return True
+        made = {t.output.name for t in transforms}
+        taken = {name for t in transforms for name in t.inputs} - made
+        with np.errstate(all="ignore"):
+            return are_row_wise(lambda columns: self.apply(transforms, columns), [f for f in fields if f.name in taken])
 
     def _load(self, transform: Transform) -> Function:
         key = (transform.function, transform.source_sha256)

@@ -85,6 +85,22 @@ class Column:
         index = np.asarray(rows, dtype=np.intp)
         return Column(self.name, self.type, self.values[index], None if self.valid is None else self.valid[index])
 
+    def part(self, start: int, stop: int) -> Column:
+        """The rows from `start` to before `stop`, sharing their memory; `valid` is None when none of them is NULL."""
+        valid = None if self.valid is None else self.valid[start:stop]
+        return Column(self.name, self.type, self.values[start:stop], None if valid is None or valid.all() else valid)
+
+    @classmethod
+    def joined(cls, columns: Sequence[Column]) -> Column:
+        """The rows of columns of one name, type and dimension, one after the other; there is at least one column."""
+        first = columns[0]
+        if len(columns) == 1:
+            return first
+        valid = None
+        if any(c.valid is not None for c in columns):
+            valid = np.concatenate([np.ones(len(c), np.bool_) if c.valid is None else c.valid for c in columns])
+        return cls(first.name, first.type, np.concatenate([c.values for c in columns]), valid)
+
     def is_valid(self, row: int) -> bool:
         """Whether the row is not NULL."""
         return self.valid is None or bool(self.valid[row])

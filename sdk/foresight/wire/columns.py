@@ -71,8 +71,10 @@ def decode_column(message: types_pb2.Column, field: str = "columns") -> Column:
         values = np.array(getattr(message, arm).values, dtype=dtype)
     valid = _decode_validity(message.validity, len(values), where)
     if type is DataType.STRING:
-        for text in values:
-            check_text(text, where, STRING_BYTES_MAX)
+        texts = values.tolist()
+        if max(map(len, texts), default=0) > STRING_BYTES_MAX or not _is_plain("".join(texts)):
+            for text in texts:
+                check_text(text, where, STRING_BYTES_MAX)
     elif type is DataType.FLOAT64:
         finite = np.isfinite(values)
         if not finite.all() and not (finite if valid is None else finite | ~valid).all():
@@ -149,7 +151,12 @@ def _few_values(message: types_pb2.Column) -> Column | None:
 def _are_plain_texts(texts: Iterable[str]) -> bool:
     """Whether they are short ASCII texts without NUL, which `check_text` takes."""
     joined = "".join(texts)
-    return joined.isascii() and len(joined) <= STRING_BYTES_MAX and "\0" not in joined
+    return len(joined) <= STRING_BYTES_MAX and _is_plain(joined)
+
+
+def _is_plain(text: str) -> bool:
+    """Whether it is ASCII without NUL: every such text is in Unicode's normal form and takes a byte per character."""
+    return text.isascii() and "\0" not in text
 
 
 def _rows_when_plain(message: types_pb2.Column) -> int:

@@ -92,11 +92,18 @@ class VectorReader:
         self._history = history
         self._erased = erased
 
-    async def latest(self, view: Reference, keys: Mapping[str, Column], at: datetime) -> FeatureVectors:
-        """The vectors at a time of asking. Raises NotFound, InvalidValue for wrong keys, LimitExceeded."""
+    async def latest(self, view: Reference, keys: Mapping[str, Column], at: datetime | Sequence[int]) -> FeatureVectors:
+        """The vectors at a time of asking, or each row at its own, in microseconds.
+
+        Raises NotFound, InvalidValue for wrong keys or another number of times than rows, and LimitExceeded.
+        """
         plan = await self._registry.plan(view)
         queries = _queries(plan, keys)
-        return assemble(plan, await self._store.lookup(queries), micros_from_instant(at))
+        rows = len(queries[0].keys[0]) if queries else 0
+        at_us = [micros_from_instant(at)] * rows if isinstance(at, datetime) else at
+        if len(at_us) != rows:
+            raise InvalidValue("event_time_micros", f"has {len(at_us)} instants for {rows} rows")
+        return assemble(plan, await self._store.lookup(queries), at_us)
 
     async def replay(
         self, view: Reference, keys: Mapping[str, Column], at: datetime, applied_commit: int
@@ -110,7 +117,8 @@ class VectorReader:
         if applied_commit > last:
             raise OutOfRange(f"commit {applied_commit} does not exist yet; the last one is {last}")
         found = await self._history.lookup(queries, applied_commit)
-        vectors = assemble(plan, Lookup(found, applied_commit), micros_from_instant(at))
+        at_us = [micros_from_instant(at)] * len(found[0]) if found else []
+        vectors = assemble(plan, Lookup(found, applied_commit), at_us)
         erased = [await self._erased.erased_commits(query.group, query.keys) for query in queries]
         rows = [
             replace(found, erased_commits=until) if any(until) else found
@@ -119,8 +127,8 @@ class VectorReader:
         return replace(vectors, rows=rows)
 
 
-def assemble(plan: ViewPlan, lookup: Lookup, at_us: int) -> FeatureVectors:
-    """The vectors of the rows found: statuses by the online rule, never shortened."""
+def assemble(plan: ViewPlan, lookup: Lookup, at_us: Sequence[int]) -> FeatureVectors:
+    """The vectors of the rows found, each at its own time: statuses by the online rule, never shortened."""
     features: list[FeatureValues] = []
     rows: list[SourceRows] = []
     for index, (source, found) in enumerate(zip(plan.sources, lookup.found, strict=True)):
@@ -151,22 +159,22 @@ def _feature(field: Field, values: list[Any], statuses: bytes, source: int) -> F
     return FeatureValues(field, served, bytes(marks), source)
 
 
-def _statuses(source: SourcePlan, found: FoundRows, at_us: int) -> bytes:
-    """Which rows count at a time; a tombstone is no row whatever its time."""
+def _statuses(source: SourcePlan, found: FoundRows, at_us: Sequence[int]) -> bytes:
+    """Which rows count, each at its time; a tombstone is no row whatever its time."""
     times, gone = found.event_times_us, found.gone
-    latest = at_us - 1 if source.strict else at_us
-    earliest = None if source.max_age_us is None else at_us - source.max_age_us
-    if gone is None and max(times) <= latest and (earliest is None or min(times) >= earliest):
+    ahead, max_age = 1 if source.strict else 0, source.max_age_us
+    soonest, last = min(at_us), max(at_us)
+    if gone is None and max(times) + ahead <= soonest and (max_age is None or last - min(times) <= max_age):
         return _PRESENT * len(times)
     return bytes(
         FeatureStatus.NOT_FOUND
         if gone is not None and gone[i]
         else FeatureStatus.FUTURE
-        if time > latest
+        if time + ahead > at
         else FeatureStatus.EXPIRED
-        if earliest is not None and time < earliest
+        if max_age is not None and at - time > max_age
         else FeatureStatus.PRESENT
-        for i, time in enumerate(times)
+        for i, (time, at) in enumerate(zip(times, at_us, strict=True))
     )
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from datetime import datetime
 
 from foresight.feature_store.v1 import online_pb2, online_pb2_grpc
 from foresight.values import DataType, InvalidValue
+from foresight.values.instants import MICROS_MAX, MICROS_MIN
 from foresight.wire import decode_columns, decode_instant
 from services.feature_store.online.rebuild import OnlineRebuild
 from services.feature_store.online.vectors import FeatureVectors, VectorReader
@@ -34,7 +36,7 @@ class OnlineServicer(online_pb2_grpc.OnlineFeatureServiceServicer):
         vectors = await self._vectors.latest(
             decode_reference(request.view, "view"),
             decode_columns(request.entity_keys, "entity_keys"),
-            _event_time(request),
+            _event_times(request),
         )
         response = online_pb2.GetFeatureVectorsResponse()
         _fill(response.vectors, vectors)
@@ -60,7 +62,19 @@ class OnlineServicer(online_pb2_grpc.OnlineFeatureServiceServicer):
         return online_pb2.RebuildOnlineStoreResponse(applied_commit=rebuilt.applied_commit, keys=rebuilt.keys)
 
 
-def _event_time(request: online_pb2.GetFeatureVectorsRequest | online_pb2.ReplayFeatureVectorsRequest) -> Any:
+def _event_times(request: online_pb2.GetFeatureVectorsRequest) -> datetime | Sequence[int]:
+    """The one time of asking, or each row's in microseconds."""
+    micros = request.event_time_micros
+    if not micros:
+        return _event_time(request)
+    if request.HasField("event_time"):
+        raise InvalidValue("event_time_micros", "is given together with event_time")
+    if min(micros) < MICROS_MIN or max(micros) > MICROS_MAX:
+        raise InvalidValue("event_time_micros", "has an instant outside of the years 1 to 9999")
+    return micros
+
+
+def _event_time(request: online_pb2.GetFeatureVectorsRequest | online_pb2.ReplayFeatureVectorsRequest) -> datetime:
     if not request.HasField("event_time"):
         raise InvalidValue("event_time", "is required")
     return decode_instant(request.event_time)

@@ -36,7 +36,9 @@ def environment(rig: Rig, **changes: str) -> dict[str, str]:
         "LOGGER": rig.address("logger"),
         "TRANSFORM_MODULES": f'["{TRANSFORMS}"]',
     } | changes
-    return {"PATH": os.environ["PATH"]} | {f"FORESIGHT_PREDICTOR_{k}": v for k, v in settings.items()}
+    # A checkout beside the installed one is found by PYTHONPATH.
+    inherited = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}
+    return inherited | {f"FORESIGHT_PREDICTOR_{k}": v for k, v in settings.items()}
 
 
 class Process:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from foresight.client.connection import Connection, Retry, Target
-from foresight.client.errors import NotConnected, NotFound, Unavailable
+from foresight.client.errors import NotConnected, NotFound, ResourceExhausted, Unavailable
 
 
 @dataclass
@@ -64,6 +64,17 @@ def test_other_errors_and_refused_certificates_are_not_tried_again() -> None:
     with pytest.raises(NotConnected):
         _retry(time).run(_failing(1, NotConnected("bad certificate", reason="CERTIFICATE")))
     assert time.pauses == []
+
+
+def test_an_overloaded_service_is_asked_again_not_before_it_says() -> None:
+    """A limit of another kind is not: it would be the same again."""
+    time = Time()
+    overloaded = ResourceExhausted("too much at once", retry_after_s=0.3)
+    assert _retry(time).run(_failing(3, overloaded)) == "done"
+    assert time.pauses == pytest.approx([0.35, 0.4, 0.5])
+    with pytest.raises(ResourceExhausted):
+        _retry(time).run(_failing(1, ResourceExhausted("too large")))
+    assert len(time.pauses) == 3
 
 
 def test_an_attempt_that_went_through_after_all_is_not_repeated() -> None:

@@ -59,6 +59,14 @@ def test_reason_metadata_and_violations_are_decoded() -> None:
     assert str(refused) == "a: is wrong; b: is too"
 
 
+def test_when_to_come_again_is_decoded() -> None:
+    """Only an overload says it. A call that was dropped before it was looked at is one that nobody answered."""
+    assert _answered(service_errors.Overloaded("too much", 0.25)).retry_after_s == 0.25
+    assert _answered(service_errors.LimitExceeded("too large")).retry_after_s is None
+    dropped = error_of(Failed(grpc.StatusCode.CANCELLED, "CANCELLED"), "here")
+    assert type(dropped) is errors.Unavailable
+
+
 def test_a_bug_of_a_service_is_internal_with_a_fixed_text() -> None:
     error = _answered(ZeroDivisionError("secret"))
     assert type(error) is errors.Internal

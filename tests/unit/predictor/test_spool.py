@@ -85,6 +85,28 @@ def test_a_full_disk_uses_no_number_up_and_leaves_no_trace(spool: Spool, disk: D
     assert shipped(spool) == [(1, b"a" * 100), (3, b"c" * 100)]
 
 
+@pytest.mark.parametrize("room", [0, FRAME_BYTES + 50, 2 * FRAME_BYTES + 150])
+def test_records_written_together_are_all_there_or_none(spool: Spool, disk: Disk, room: int) -> None:
+    """The disk fills before, within and behind the first of them."""
+    records = [(b"a" * 100, 2), (b"b" * 100, 1), (b"c" * 100, 3)]
+    assert spool.append_all(records) == 1
+    disk.room = room
+    with pytest.raises(SpoolFull):
+        spool.append_all(records)
+    disk.room = ROOM
+    assert spool.append(b"d" * 100, 1) == 7
+    assert shipped(spool) == [(1, b"a" * 100), (3, b"b" * 100), (4, b"c" * 100), (7, b"d" * 100)]
+
+
+def test_records_written_together_need_room_for_all(tmp_path: Path) -> None:
+    spool = open_spool(tmp_path, "life-1", bytes_max=3 * (100 + FRAME_BYTES))
+    with pytest.raises(SpoolFull):
+        spool.append_all([(b"a" * 100, 1)] * 4)
+    assert spool.append_all([(b"a" * 100, 1)] * 3) == 1
+    assert len(shipped(spool)) == 3
+    spool.close()
+
+
 def test_short_writes_are_completed(spool: Spool, disk: Disk) -> None:
     """A record is whole however many writes it takes."""
     disk.largest_write = 7

@@ -73,6 +73,16 @@ def test_anything_else_is_internal_with_a_fixed_text() -> None:
     assert b"secret" not in status.SerializeToString()
 
 
+@pytest.mark.parametrize(("seconds", "millis"), [(0.0, 1), (0.0502, 51), (2.5, 2_500)])
+def test_an_overload_says_when_to_come_again(seconds: float, millis: int) -> None:
+    """Rounded up, and never at once."""
+    _, status = status_of(errors.Overloaded("too much", seconds, limit="deadline"))
+    retry = error_details_pb2.RetryInfo()
+    assert status.details[1].Unpack(retry)
+    assert retry.retry_delay.ToMilliseconds() == millis
+    assert info_of(status).metadata == {"limit": "deadline"}
+
+
 def test_malformed_bytes_and_unknown_methods_have_reasons() -> None:
     assert info_of(status_of(MalformedMessage())[1]).reason == "MALFORMED_MESSAGE"
     assert info_of(unimplemented()).reason == "UNIMPLEMENTED"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -166,15 +168,24 @@ def test_a_random_training_repeats_to_the_byte() -> None:
     assert first.conversion.artifact == second.conversion.artifact
 
 
-def test_a_model_whose_scores_depend_on_the_batch_is_marked() -> None:
-    """A linear model's last bits do; those of trees do not. Padded as marked, single rows equal the batch."""
-    linear = fit(LOGISTIC, NUMBERS, BOOL_LABEL, ROWS, lambda _: None)
-    assert fit(TREE, NUMBERS, BOOL_LABEL, ROWS, lambda _: None).conversion.batch_invariant
-    model = OnnxModel(linear.conversion.artifact, linear.signature, batch_invariant=linear.conversion.batch_invariant)
-    inputs = {f.name: np.asarray(ROWS[f.name], np.float32) for f in NUMBERS}
+@pytest.mark.parametrize(
+    ("estimator", "label", "invariant"),
+    [
+        (TREE, BOOL_LABEL, True),
+        (LOGISTIC, BOOL_LABEL, True),
+        (spec("neighbors.KNeighborsRegressor"), Field("delay", DataType.FLOAT64), False),
+    ],
+)
+def test_a_row_scores_the_same_bits_in_any_batch(estimator: Any, label: Field, *, invariant: bool) -> None:
+    """Nearest neighbours add up differently by place, which registration sees; scored as marked, nothing differs."""
+    conversion = (fitted := fit(estimator, NUMBERS, label, ROWS, lambda _: None)).conversion
+    assert conversion.batch_invariant is invariant
+    model = OnnxModel(conversion.artifact, fitted.signature, batch_invariant=conversion.batch_invariant)
+    inputs = {f.name: np.asarray(ROWS[f.name], np.float32)[:100] for f in NUMBERS}
     together = model.score_raw(inputs)
-    alone = np.concatenate([model.score_raw({k: v[i : i + 1] for k, v in inputs.items()}) for i in range(100)])
-    assert alone.tobytes() == together[:100].tobytes()
+    for size in (1, 2, 7, 32):
+        parts = [model.score_raw({k: v[i : i + size] for k, v in inputs.items()}) for i in range(0, 100, size)]
+        assert np.concatenate(parts).tobytes() == together.tobytes()
 
 
 @pytest.mark.parametrize(

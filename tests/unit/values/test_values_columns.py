@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
@@ -29,6 +30,15 @@ def test_taking_rows_takes_their_values_and_nulls(column: Column, rows: list[int
     taken = column.take(rows)
     assert taken.to_list() == [column.python(row) for row in rows]
     assert taken.renamed("other").equals(taken)
+
+
+@given(columns(rows=5), st.lists(st.integers(0, 5), max_size=4))
+def test_a_column_is_its_parts_joined(column: Column, cuts: list[int]) -> None:
+    bounds = [0, *sorted(cuts), 5]
+    parts = [column.part(start, stop) for start, stop in itertools.pairwise(bounds)]
+    assert same(Column.joined(parts), column)
+    assert [value for part in parts for value in part.to_list()] == column.to_list()
+    assert all(part.valid is None or not part.valid.all() for part in parts)
 
 
 @given(columns(rows=3))

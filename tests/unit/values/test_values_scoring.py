@@ -56,13 +56,18 @@ def features(a: list[float | None], b: list[int | None]) -> dict[str, Column]:
     return {"a": Column.build("a", DataType.FLOAT64, a), "b": Column.build("b", DataType.INT64, b)}
 
 
-def test_a_single_row_runs_at_the_minimum_shape_only_when_the_model_needs_it() -> None:
-    alone, pair = features([1.0], [2]), features([1.0, 5.0], [2, 5])
-    padded = OnnxModel(sum_of_rows(), REGRESSION, batch_invariant=False)
+def test_a_row_has_the_same_scores_whatever_its_company() -> None:
+    """This graph adds up the batch's height; unmarked it shows, marked each row is scored by itself."""
+    row, pair = features([1.0], [2]), features([1.0, 5.0], [2, 5])
+    marked = OnnxModel(sum_of_rows(), REGRESSION, batch_invariant=False)
     plain = OnnxModel(sum_of_rows(), REGRESSION, batch_invariant=True)
-    assert padded.score(alone)[0].to_list() == [5.0]
-    assert plain.score(alone)[0].to_list() == [4.0]
-    assert padded.score(pair)[0].to_list() == plain.score(pair)[0].to_list() == [5.0, 12.0]
+    alone = marked.score(row)[0].to_list()
+    assert plain.score(row)[0].to_list() == alone == [5.0]
+    assert marked.score(pair)[0].to_list() == [*alone, *marked.score(features([5.0], [5]))[0].to_list()]
+    three = features([1.0, 5.0, 1.0], [2, 5, 2])
+    assert marked.score(three)[0].to_list()[::2] == alone * 2
+    assert plain.score(three)[0].to_list()[::2] != alone * 2
+    assert len(marked.score(features([], []))[0]) == 0
 
 
 def test_outputs_have_the_names_and_types_of_the_signature() -> None:

@@ -137,3 +137,33 @@ def test_modules_that_do_not_load_are_untrusted(tmp_path: Path, monkeypatch: pyt
 def test_a_function_is_named_by_module_and_name(function: str) -> None:
     with pytest.raises(InvalidValue, match="function"):
         Transform(out(DataType.FLOAT64), function, "0" * 64, ("x",))
+
+
+@pytest.mark.parametrize(
+    ("name", "input", "output", "row_wise"),
+    [
+        ("twice", DataType.FLOAT64, DataType.FLOAT64, True),
+        ("is_rush_hour", DataType.INT64, DataType.BOOL, True),
+        ("shout", DataType.STRING, DataType.STRING, True),
+        ("next_day", DataType.TIMESTAMP, DataType.TIMESTAMP, True),
+        ("total", DataType.FLOAT_VECTOR, DataType.FLOAT64, True),
+        ("ranks", DataType.FLOAT64, DataType.INT64, False),
+        ("first_letter", DataType.STRING, DataType.STRING, False),
+        ("infinite", DataType.FLOAT64, DataType.FLOAT64, False),
+    ],
+)
+def test_it_is_tried_whether_rows_are_treated_by_themselves(
+    name: str, input: DataType, output: DataType, *, row_wise: bool
+) -> None:
+    """What cannot be tried, as it refuses NULLs or gives an infinity, is not believed."""
+    taken = Field("x", input, 3 if input is DataType.FLOAT_VECTOR else 0)
+    chained = [a_transform(name, Field("y", output), "x")]
+    if output is DataType.FLOAT64:
+        chained.append(a_transform("thrice", Field("z", DataType.FLOAT64), "y"))
+    assert TransformSet([MODULE]).are_row_wise(chained, [taken, Field("other", DataType.BOOL)]) is row_wise
+
+
+def test_without_transforms_there_is_nothing_to_try() -> None:
+    assert TransformSet([]).are_row_wise([], [])
+    with pytest.raises(Untrusted):
+        TransformSet([]).are_row_wise([a_transform("twice", out(DataType.FLOAT64), "x")], [])

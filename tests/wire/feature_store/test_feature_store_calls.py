@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -28,6 +29,7 @@ from foresight.feature_store.v1 import (
 from foresight.tables import decode_table, encode_table
 from foresight.types.v1 import types_pb2
 from foresight.values import Column, DataType, FeatureGroup, FeatureView, Field, ViewFeature, ViewSource
+from foresight.values.instants import micros_from_instant
 from foresight.wire import encode_column, encode_group, encode_instant, encode_view
 
 T0 = datetime(2026, 2, 1, tzinfo=UTC)
@@ -254,6 +256,39 @@ def test_known_at_is_for_operators(calls: Calls) -> None:
     refused(Code.PERMISSION_DENIED, "PERMISSION_DENIED", lambda: write("application/demo"))
     refused(Code.PERMISSION_DENIED, "PERMISSION_DENIED", lambda: write("operator/ada", "operator/eve"))
     assert write("operator/ada").rows == 1
+
+
+def test_each_row_may_have_its_own_time_of_asking(calls: Calls) -> None:
+    """One call answers what a call per row does, in the microsecond: FUTURE, PRESENT, PRESENT at the age, EXPIRED."""
+    calls.register()
+    calls.write(rows(3.5))
+    hour, tick = timedelta(hours=1), timedelta(microseconds=1)
+    times = [T0 - tick, T0, T0 + hour, T0 + hour + tick]
+    question = calls.question(["a"] * len(times))
+    question.ClearField("event_time")
+    question.event_time_micros.extend(micros_from_instant(time) for time in times)
+    together = calls.online.GetFeatureVectors(question).vectors.features[0]
+    alone = [calls.vectors(["a"], time).features[0] for time in times]
+    assert together.statuses == bytes(b for answer in alone for b in answer.statuses) == bytes([5, 1, 1, 4])
+    assert list(together.column.float64_values.values) == [0.0, 3.5, 3.5, 0.0]
+
+
+def test_wrong_times_of_rows_are_refused(calls: Calls) -> None:
+    """Too few, too many, beyond the years, and beside the one time for all."""
+    calls.register()
+    for micros, all_at_once in (
+        ([0], False),
+        ([0] * 3, False),
+        ([0, 2**62], False),
+        ([-(2**63), 0], False),
+        ([0, 0], True),
+    ):
+        question = calls.question(["a", "b"])
+        if not all_at_once:
+            question.ClearField("event_time")
+        question.event_time_micros.extend(micros)
+        call = functools.partial(calls.online.GetFeatureVectors, question)
+        assert refused(Code.INVALID_ARGUMENT, "INVALID_FIELD", call) == ["event_time_micros"]
 
 
 def test_wrong_reads_are_refused(calls: Calls) -> None:

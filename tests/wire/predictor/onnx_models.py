@@ -42,3 +42,32 @@ def linear_model(inputs: Sequence[str], weights: Sequence[float], bias: float, *
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
     serialized: bytes = model.SerializeToString()
     return serialized
+
+
+def crowd_model(inputs: Sequence[str]) -> bytes:
+    """A classifier whose scores depend on all rows that are scored together: `sigmoid(x + the sum of all x)`."""
+    nodes = [
+        helper.make_node("Concat", list(inputs), ["x"], axis=1),
+        helper.make_node("ReduceSum", ["x"], ["crowd"], keepdims=1),
+        helper.make_node("ReduceSum", ["x", "across"], ["row"], keepdims=1),
+        helper.make_node("Add", ["row", "crowd"], ["sum"]),
+        helper.make_node("Mul", ["sum", "scale"], ["value"]),
+        helper.make_node("Sigmoid", ["value"], ["positive"]),
+        helper.make_node("Sub", ["one", "positive"], ["negative"]),
+        helper.make_node("Concat", ["negative", "positive"], ["probabilities"], axis=1),
+    ]
+    constants: dict[str, np.ndarray[Any, Any]] = {
+        "one": np.ones((1,), np.float32),
+        "scale": np.array([0.01], np.float32),
+        "across": np.array([1], np.int64),
+    }
+    graph = helper.make_graph(
+        nodes,
+        "crowd",
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, [None, 1]) for name in inputs],
+        [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, [None, 2])],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    serialized: bytes = model.SerializeToString()
+    return serialized

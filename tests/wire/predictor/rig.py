@@ -21,13 +21,15 @@ from foresight.types.v1 import types_pb2
 from foresight.values import Column, DataType, FeatureView, Field, MissingPolicy, Transform, ViewFeature, ViewSource
 from foresight.wire import encode_column, encode_field, encode_instant
 from inference import grpc_service_pb2_grpc
+from services.predictor.admission import QUEUE_ROWS_MAX, Admission
 from services.predictor.artifacts import ArtifactCache
 from services.predictor.deployments import Deployments
 from services.predictor.feature_store_client import FeatureStoreClient
 from services.predictor.inference_servicer import InferenceServicer
-from services.predictor.logger_client import LoggerClient, decode_record, encode_record
+from services.predictor.logger_client import LoggerClient
 from services.predictor.models import ModelCache
 from services.predictor.prediction import Predictor
+from services.predictor.record_codec import decode_record, encode_records
 from services.predictor.servicer import PredictionServicer
 from services.predictor.serving_file import ServingFile
 from services.predictor.shipping import Shipper
@@ -157,6 +159,7 @@ class Replica:
     deployments: Deployments
     shipper: Shipper
     metrics: Metrics
+    predictor: Predictor
 
 
 @dataclass
@@ -184,12 +187,17 @@ class Rig:
 
     @contextlib.asynccontextmanager
     async def predictor(
-        self, *, modules: tuple[str, ...] = (TRANSFORMS,), **spool_options: Any
+        self,
+        *,
+        modules: tuple[str, ...] = (TRANSFORMS,),
+        queue_rows_max: int = QUEUE_ROWS_MAX,
+        fsync: bool = False,
+        **spool_options: Any,
     ) -> AsyncIterator[Replica]:
         """A predictor on the rig's folders; one at a time."""
         async with contextlib.AsyncExitStack() as stack:
             metrics = Metrics("predictor")
-            options = {"bytes_max": 1 << 30} | spool_options
+            options = {"bytes_max": 1 << 30, "fsync": fsync} | spool_options
             spool = Spool(self.folder / "spool", "predictor-0", new_id(), **options)
             stack.callback(spool.close)
             channels = [
@@ -207,7 +215,12 @@ class Rig:
             file = ServingFile(self.folder / "cache/serving")
             deployments = Deployments(trainer, features, views, models, functions, file)
             telemetry = Telemetry(metrics.registry)
-            predictor = Predictor(deployments, features, functions, spool, encode_record, telemetry, lambda: self.now)
+            admission = Admission(queue_rows_max)
+            predictor = Predictor(
+                *(deployments, features, functions, spool, encode_records, telemetry, lambda: self.now),
+                admission=admission,
+                fsync=fsync,
+            )
             verifier = Verifier(logger, spool, decode_record, views, features, functions, trainer, models)
             shipper = Shipper(spool, logger, gather_s=0.001)
             for loop in (deployments.run(), shipper.run()):
@@ -227,7 +240,7 @@ class Rig:
             channel = await stack.enter_async_context(open_channel(self.address("predictor")))
             stub = prediction_pb2_grpc.PredictionServiceStub(channel)
             inference_stub = grpc_service_pb2_grpc.GRPCInferenceServiceStub(channel)
-            yield Replica(channel, stub, inference_stub, spool, deployments, shipper, metrics)
+            yield Replica(channel, stub, inference_stub, spool, deployments, shipper, metrics, predictor)
 
     async def deploy_flights(self, version: int = 1, bias: float = 0.0) -> None:
         """Registers the view and a model version, and deploys it."""

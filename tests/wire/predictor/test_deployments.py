@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-import functools
 import hashlib
 import shutil
 from pathlib import Path
 
 import grpc
-import numpy as np
 import pytest
 
 from foresight.predictor.v1 import prediction_pb2
@@ -38,30 +35,6 @@ def hour(value: float) -> Column:
 
 def serves(replica: Replica, version: int) -> bool:
     return states(replica)["late_flights"] == (version, "")
-
-
-async def test_swaps_under_load_never_mix_version_and_score(rig: Rig, replica: Replica) -> None:
-    """Fifteen versions, each with a bias of its own; every answer's score is that of the version that it names."""
-    seen: list[tuple[int, float]] = []
-    done = asyncio.Event()
-
-    async def ask_on() -> None:
-        while not done.is_set():
-            response = await replica.stub.Predict(ask())
-            seen.append((response.model.version, response.outputs[0].float64_values.values[0]))
-
-    async with asyncio.TaskGroup() as tasks:
-        for _ in range(4):
-            tasks.create_task(ask_on())
-        for version in range(2, 16):
-            await rig.deploy_flights(version, bias=float(version))
-            await until(functools.partial(serves, replica, version))
-        done.set()
-    total = np.float32(0.01) * np.float32(5 + 100 + 12 + 5)
-    for version, score in seen:
-        bias = float(version) if version > 1 else 0.0
-        assert score == pytest.approx(1 / (1 + np.exp(-(total + bias))), abs=1e-6)
-    assert len({version for version, _ in seen}) > 1
 
 
 async def test_a_version_that_cannot_be_loaded_leaves_the_old_one_serving(rig: Rig, replica: Replica) -> None:

@@ -18,7 +18,7 @@ from foresight.transforms import TransformSet, source_sha256
 from foresight.values import Column, DataType, Field, Transform
 from foresight.wire import decode_column, decode_instant
 from services.predictor.plans import plan_view
-from services.predictor.prediction import apply_transforms
+from services.predictor.scoring import apply_transforms
 from services.runtime.errors import FailedPrecondition
 from services.runtime.status import error_metadata
 from tests.wire.predictor import transforms
@@ -156,10 +156,10 @@ async def test_the_look_up_gives_up_before_the_caller_does(rig: Rig, replica: Re
 
 
 async def test_cancelled_callers_leave_nothing_and_disturb_nobody(rig: Rig, replica: Replica) -> None:
-    """Half of the callers go away while the look-up is out."""
+    """Half of the callers go away while the first look-up is out and the others wait for the next."""
     rig.features.hold = asyncio.Event()
     calls = [replica.stub.Predict(ask()) for _ in range(20)]
-    await until(lambda: rig.features.waiting == 20)
+    await until(lambda: rig.features.waiting == 1 and replica.predictor.admitted_rows == 20)
     for call in calls[::2]:
         call.cancel()
     await asyncio.gather(*calls[::2], return_exceptions=True)

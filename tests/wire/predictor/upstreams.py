@@ -72,8 +72,9 @@ class FeatureStore(online_pb2_grpc.OnlineFeatureServiceServicer, registry_pb2_gr
     def _vectors(self, request: Any) -> online_pb2.FeatureVectors:
         view = self.views[(request.view.name, request.view.version)]
         keys = decode_columns(request.entity_keys, "entity_keys")
-        at = int(decode_instant(request.event_time).timestamp() * 1e6)
         n = len(next(iter(keys.values())))
+        times = list(getattr(request, "event_time_micros", ()))
+        times = times or [int(decode_instant(request.event_time).timestamp() * 1e6)] * n
         message = online_pb2.FeatureVectors(view=request.view, applied_commit=self.applied_commit)
         fields = {f.name: f for f in view.features}
         for position, source in enumerate(view.sources):
@@ -88,7 +89,9 @@ class FeatureStore(online_pb2_grpc.OnlineFeatureServiceServicer, registry_pb2_gr
             )
             for feature in source.features:
                 name = source.name_of(feature)
-                statuses = [self._status(source.group, r, feature.feature, at) for r in found]
+                statuses = [
+                    self._status(source.group, r, feature.feature, at) for r, at in zip(found, times, strict=True)
+                ]
                 values = [
                     r.values[feature.feature] if r and s is FeatureStatus.PRESENT else None
                     for r, s in zip(found, statuses, strict=True)
@@ -162,9 +165,12 @@ class Trainer(model_registry_pb2_grpc.ModelRegistryServiceServicer):
             yield model_registry_pb2.DownloadArtifactResponse(chunk=artifact[start : start + 1_000])
 
 
+_EMPTY = prediction_log_pb2.PredictionRecord()
+
+
 @dataclass
 class Logger(prediction_log_pb2_grpc.PredictionLogServiceServicer):
-    """Keeps records by prediction id; `refuses` says which records are invalid."""
+    """Keeps records by prediction id, with `ids_only` an empty one of each; `refuses` says which are invalid."""
 
     records: dict[str, tuple[prediction_log_pb2.PredictionRecord, int]] = field(default_factory=dict)
     numbers: dict[str, list[int]] = field(default_factory=dict)
@@ -172,6 +178,7 @@ class Logger(prediction_log_pb2_grpc.PredictionLogServiceServicer):
     calls: list[int] = field(default_factory=list)
     duplicates: int = 0
     away: bool = False
+    ids_only: bool = False
     refuses: Callable[[prediction_log_pb2.PredictionRecord], bool] = lambda record: False
 
     async def AppendRecords(self, request: Any, context: Any) -> prediction_log_pb2.AppendRecordsResponse:
@@ -185,7 +192,7 @@ class Logger(prediction_log_pb2_grpc.PredictionLogServiceServicer):
                 if prediction_id in self.records:
                     self.duplicates += 1
                     continue
-                self.records[prediction_id] = (record, row)
+                self.records[prediction_id] = (_EMPTY if self.ids_only else record, row)
                 self.numbers.setdefault(record.incarnation, []).append(record.first_sequence + row)
         self.quarantined.extend(request.quarantined)
         return prediction_log_pb2.AppendRecordsResponse()

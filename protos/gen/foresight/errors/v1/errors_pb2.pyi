@@ -67,6 +67,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """DEADLINE_EXCEEDED. The call's deadline passed before an answer was ready."""
     ERROR_REASON_EXPECTATION_FAILED: _ErrorReason.ValueType  # 19
     """INVALID_ARGUMENT. Rows break an expectation of their group; the violations name each, with counts and samples."""
+    ERROR_REASON_OVERLOADED: _ErrorReason.ValueType  # 20
+    """RESOURCE_EXHAUSTED. More is asked for at once than can be answered in time, and nothing was done; the details have a
+    google.rpc.RetryInfo that says when to come again, and metadata has `limit`: `queue_rows_max` or `deadline`.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call failed; the comment names the gRPC status and what the caller can do."""
@@ -111,4 +115,8 @@ ERROR_REASON_DEADLINE_EXCEEDED: ErrorReason.ValueType  # 18
 """DEADLINE_EXCEEDED. The call's deadline passed before an answer was ready."""
 ERROR_REASON_EXPECTATION_FAILED: ErrorReason.ValueType  # 19
 """INVALID_ARGUMENT. Rows break an expectation of their group; the violations name each, with counts and samples."""
+ERROR_REASON_OVERLOADED: ErrorReason.ValueType  # 20
+"""RESOURCE_EXHAUSTED. More is asked for at once than can be answered in time, and nothing was done; the details have a
+google.rpc.RetryInfo that says when to come again, and metadata has `limit`: `queue_rows_max` or `deadline`.
+"""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -26,15 +26,15 @@ from foresight.types.v1 import types_pb2 as foresight_dot_types_dot_v1_dot_types
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'foresight/feature_store/v1/online.proto\x12\x1a\x66oresight.feature_store.v1\x1a\x1e\x66oresight/types/v1/types.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"]\n\rFeatureValues\x12*\n\x06\x63olumn\x18\x01 \x01(\x0b\x32\x1a.foresight.types.v1.Column\x12\x10\n\x08statuses\x18\x02 \x01(\x0c\x12\x0e\n\x06source\x18\x03 \x01(\r\"\x7f\n\nSourceRows\x12-\n\x05group\x18\x01 \x01(\x0b\x32\x1e.foresight.types.v1.VersionRef\x12\x19\n\x11\x65vent_time_micros\x18\x02 \x03(\x10\x12\x0f\n\x07\x63ommits\x18\x03 \x03(\x04\x12\x16\n\x0e\x65rased_commits\x18\x04 \x03(\x04\"\xc9\x01\n\x0e\x46\x65\x61tureVectors\x12,\n\x04view\x18\x01 \x01(\x0b\x32\x1e.foresight.types.v1.VersionRef\x12;\n\x08\x66\x65\x61tures\x18\x02 \x03(\x0b\x32).foresight.feature_store.v1.FeatureValues\x12\x34\n\x04rows\x18\x03 \x03(\x0b\x32&.foresight.feature_store.v1.SourceRows\x12\x16\n\x0e\x61pplied_commit\x18\x04 \x01(\x04\"\xa9\x01\n\x18GetFeatureVectorsRequest\x12,\n\x04view\x18\x01 \x01(\x0b\x32\x1e.foresight.types.v1.VersionRef\x12/\n\x0b\x65ntity_keys\x18\x02 \x03(\x0b\x32\x1a.foresight.types.v1.Column\x12.\n\nevent_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"X\n\x19GetFeatureVectorsResponse\x12;\n\x07vectors\x18\x01 \x01(\x0b\x32*.foresight.feature_store.v1.FeatureVectors\"\xc4\x01\n\x1bReplayFeatureVectorsRequest\x12,\n\x04view\x18\x01 \x01(\x0b\x32\x1e.foresight.types.v1.VersionRef\x12/\n\x0b\x65ntity_keys\x18\x02 \x03(\x0b\x32\x1a.foresight.types.v1.Column\x12.\n\nevent_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\x0e\x61pplied_commit\x18\x04 \x01(\x04\"[\n\x1cReplayFeatureVectorsResponse\x12;\n\x07vectors\x18\x01 \x01(\x0b\x32*.foresight.feature_store.v1.FeatureVectors\"\x1b\n\x19RebuildOnlineStoreRequest\"B\n\x1aRebuildOnlineStoreResponse\x12\x16\n\x0e\x61pplied_commit\x18\x01 \x01(\x04\x12\x0c\n\x04keys\x18\x02 \x01(\x04*\xb9\x01\n\rFeatureStatus\x12\x1e\n\x1a\x46\x45\x41TURE_STATUS_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x46\x45\x41TURE_STATUS_PRESENT\x10\x01\x12\x17\n\x13\x46\x45\x41TURE_STATUS_NULL\x10\x02\x12\x1c\n\x18\x46\x45\x41TURE_STATUS_NOT_FOUND\x10\x03\x12\x1a\n\x16\x46\x45\x41TURE_STATUS_EXPIRED\x10\x04\x12\x19\n\x15\x46\x45\x41TURE_STATUS_FUTURE\x10\x05\x32\xab\x03\n\x14OnlineFeatureService\x12\x80\x01\n\x11GetFeatureVectors\x12\x34.foresight.feature_store.v1.GetFeatureVectorsRequest\x1a\x35.foresight.feature_store.v1.GetFeatureVectorsResponse\x12\x89\x01\n\x14ReplayFeatureVectors\x12\x37.foresight.feature_store.v1.ReplayFeatureVectorsRequest\x1a\x38.foresight.feature_store.v1.ReplayFeatureVectorsResponse\x12\x83\x01\n\x12RebuildOnlineStore\x12\x35.foresight.feature_store.v1.RebuildOnlineStoreRequest\x1a\x36.foresight.feature_store.v1.RebuildOnlineStoreResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'foresight/feature_store/v1/online.proto\x12\x1a\x66oresight.feature_store.v1\x1a\x1e\x66oresight/types/v1/types.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"]\n\rFeatureValues\x12*\n\x06\x63olumn\x18\x01 \x01(\x0b\x32\x1a.foresight.types.v1.Column\x12\x10\n\x08statuses\x18\x02 \x01(\x0c\x12\x0e\n\x06source\x18\x03 \x01(\r\"\x7f\n\nSourceRows\x12-\n\x05group\x18\x01 \x01(\x0b\x32\x1e.foresight.types.v1.VersionRef\x12\x19\n\x11\x65vent_time_micros\x18\x02 \x03(\x10\x12\x0f\n\x07\x63ommits\x18\x03 \x03(\x04\x12\x16\n\x0e\x65rased_commits\x18\x04 \x03(\x04\"\xc9\x01\n\x0e\x46\x65\x61tureVectors\x12,\n\x04view\x18\x01 \x01(\x0b\x32\x1e.foresight.types.v1.VersionRef\x12;\n\x08\x66\x65\x61tures\x18\x02 \x03(\x0b\x32).foresight.feature_store.v1.FeatureValues\x12\x34\n\x04rows\x18\x03 \x03(\x0b\x32&.foresight.feature_store.v1.SourceRows\x12\x16\n\x0e\x61pplied_commit\x18\x04 \x01(\x04\"\xc4\x01\n\x18GetFeatureVectorsRequest\x12,\n\x04view\x18\x01 \x01(\x0b\x32\x1e.foresight.types.v1.VersionRef\x12/\n\x0b\x65ntity_keys\x18\x02 \x03(\x0b\x32\x1a.foresight.types.v1.Column\x12.\n\nevent_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x19\n\x11\x65vent_time_micros\x18\x04 \x03(\x10\"X\n\x19GetFeatureVectorsResponse\x12;\n\x07vectors\x18\x01 \x01(\x0b\x32*.foresight.feature_store.v1.FeatureVectors\"\xc4\x01\n\x1bReplayFeatureVectorsRequest\x12,\n\x04view\x18\x01 \x01(\x0b\x32\x1e.foresight.types.v1.VersionRef\x12/\n\x0b\x65ntity_keys\x18\x02 \x03(\x0b\x32\x1a.foresight.types.v1.Column\x12.\n\nevent_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\x0e\x61pplied_commit\x18\x04 \x01(\x04\"[\n\x1cReplayFeatureVectorsResponse\x12;\n\x07vectors\x18\x01 \x01(\x0b\x32*.foresight.feature_store.v1.FeatureVectors\"\x1b\n\x19RebuildOnlineStoreRequest\"B\n\x1aRebuildOnlineStoreResponse\x12\x16\n\x0e\x61pplied_commit\x18\x01 \x01(\x04\x12\x0c\n\x04keys\x18\x02 \x01(\x04*\xb9\x01\n\rFeatureStatus\x12\x1e\n\x1a\x46\x45\x41TURE_STATUS_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x46\x45\x41TURE_STATUS_PRESENT\x10\x01\x12\x17\n\x13\x46\x45\x41TURE_STATUS_NULL\x10\x02\x12\x1c\n\x18\x46\x45\x41TURE_STATUS_NOT_FOUND\x10\x03\x12\x1a\n\x16\x46\x45\x41TURE_STATUS_EXPIRED\x10\x04\x12\x19\n\x15\x46\x45\x41TURE_STATUS_FUTURE\x10\x05\x32\xab\x03\n\x14OnlineFeatureService\x12\x80\x01\n\x11GetFeatureVectors\x12\x34.foresight.feature_store.v1.GetFeatureVectorsRequest\x1a\x35.foresight.feature_store.v1.GetFeatureVectorsResponse\x12\x89\x01\n\x14ReplayFeatureVectors\x12\x37.foresight.feature_store.v1.ReplayFeatureVectorsRequest\x1a\x38.foresight.feature_store.v1.ReplayFeatureVectorsResponse\x12\x83\x01\n\x12RebuildOnlineStore\x12\x35.foresight.feature_store.v1.RebuildOnlineStoreRequest\x1a\x36.foresight.feature_store.v1.RebuildOnlineStoreResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'foresight.feature_store.v1.online_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FEATURESTATUS']._serialized_start=1216
-  _globals['_FEATURESTATUS']._serialized_end=1401
+  _globals['_FEATURESTATUS']._serialized_start=1243
+  _globals['_FEATURESTATUS']._serialized_end=1428
   _globals['_FEATUREVALUES']._serialized_start=136
   _globals['_FEATUREVALUES']._serialized_end=229
   _globals['_SOURCEROWS']._serialized_start=231
@@ -42,17 +42,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FEATUREVECTORS']._serialized_start=361
   _globals['_FEATUREVECTORS']._serialized_end=562
   _globals['_GETFEATUREVECTORSREQUEST']._serialized_start=565
-  _globals['_GETFEATUREVECTORSREQUEST']._serialized_end=734
-  _globals['_GETFEATUREVECTORSRESPONSE']._serialized_start=736
-  _globals['_GETFEATUREVECTORSRESPONSE']._serialized_end=824
-  _globals['_REPLAYFEATUREVECTORSREQUEST']._serialized_start=827
-  _globals['_REPLAYFEATUREVECTORSREQUEST']._serialized_end=1023
-  _globals['_REPLAYFEATUREVECTORSRESPONSE']._serialized_start=1025
-  _globals['_REPLAYFEATUREVECTORSRESPONSE']._serialized_end=1116
-  _globals['_REBUILDONLINESTOREREQUEST']._serialized_start=1118
-  _globals['_REBUILDONLINESTOREREQUEST']._serialized_end=1145
-  _globals['_REBUILDONLINESTORERESPONSE']._serialized_start=1147
-  _globals['_REBUILDONLINESTORERESPONSE']._serialized_end=1213
-  _globals['_ONLINEFEATURESERVICE']._serialized_start=1404
-  _globals['_ONLINEFEATURESERVICE']._serialized_end=1831
+  _globals['_GETFEATUREVECTORSREQUEST']._serialized_end=761
+  _globals['_GETFEATUREVECTORSRESPONSE']._serialized_start=763
+  _globals['_GETFEATUREVECTORSRESPONSE']._serialized_end=851
+  _globals['_REPLAYFEATUREVECTORSREQUEST']._serialized_start=854
+  _globals['_REPLAYFEATUREVECTORSREQUEST']._serialized_end=1050
+  _globals['_REPLAYFEATUREVECTORSRESPONSE']._serialized_start=1052
+  _globals['_REPLAYFEATUREVECTORSRESPONSE']._serialized_end=1143
+  _globals['_REBUILDONLINESTOREREQUEST']._serialized_start=1145
+  _globals['_REBUILDONLINESTOREREQUEST']._serialized_end=1172
+  _globals['_REBUILDONLINESTORERESPONSE']._serialized_start=1174
+  _globals['_REBUILDONLINESTORERESPONSE']._serialized_end=1240
+  _globals['_ONLINEFEATURESERVICE']._serialized_start=1431
+  _globals['_ONLINEFEATURESERVICE']._serialized_end=1858
 # @@protoc_insertion_point(module_scope)

@@ -180,6 +180,7 @@ class GetFeatureVectorsRequest(_message.Message):
     VIEW_FIELD_NUMBER: _builtins.int
     ENTITY_KEYS_FIELD_NUMBER: _builtins.int
     EVENT_TIME_FIELD_NUMBER: _builtins.int
+    EVENT_TIME_MICROS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def view(self) -> _types_pb2.VersionRef:
         """The view version; 0: the latest."""
@@ -190,7 +191,13 @@ class GetFeatureVectorsRequest(_message.Message):
 
     @_builtins.property
     def event_time(self) -> _timestamp_pb2.Timestamp:
-        """The time of asking; required."""
+        """The time of asking, for all rows; required unless `event_time_micros` is given."""
+
+    @_builtins.property
+    def event_time_micros(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The time of asking of each row, microseconds since the epoch within the years 1 to 9999, instead of `event_time`:
+        n of them. INVALID_ARGUMENT for another number, or with both.
+        """
 
     def __init__(
         self,
@@ -198,10 +205,11 @@ class GetFeatureVectorsRequest(_message.Message):
         view: _types_pb2.VersionRef | None = ...,
         entity_keys: _abc.Iterable[_types_pb2.Column] | None = ...,
         event_time: _timestamp_pb2.Timestamp | None = ...,
+        event_time_micros: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["event_time", b"event_time", "view", b"view"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["entity_keys", b"entity_keys", "event_time", b"event_time", "view", b"view"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entity_keys", b"entity_keys", "event_time", b"event_time", "event_time_micros", b"event_time_micros", "view", b"view"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -253,7 +261,7 @@ class ReplayFeatureVectorsRequest(_message.Message):
 
     @_builtins.property
     def event_time(self) -> _timestamp_pb2.Timestamp:
-        """As in GetFeatureVectorsRequest."""
+        """The time of asking, for all rows; required."""
 
     def __init__(
         self,

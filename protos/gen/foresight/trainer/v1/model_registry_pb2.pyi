@@ -115,7 +115,9 @@ class ModelVersion(_message.Message):
     parity_rows: _builtins.int
     """Rows compared for parity."""
     batch_invariant: _builtins.bool
-    """True: scores do not depend on how many rows are scored together."""
+    """True: scores do not depend on how many rows are scored together, from two rows on (no fewer are ever scored).
+    False: each row is scored by itself, so that its scores do not depend on the others all the same.
+    """
     sklearn_version: _builtins.str
     """Version of scikit-learn that fitted it."""
     @_builtins.property
