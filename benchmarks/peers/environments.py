@@ -20,7 +20,8 @@ def python_of(peer: str) -> Path:
         return python
     uv = Path(sys.executable).with_name("uv")
     subprocess.run([uv, "venv", "--quiet", "--clear", "--python", "3.11", folder], check=True)
-    requirements = ["--require-hashes", "--requirement", str(lock)]
+    # A lock is whole; one was resolved against what a package of it asks for.
+    requirements = ["--no-deps", "--require-hashes", "--requirement", str(lock)]
     subprocess.run([uv, "pip", "install", "--quiet", "--python", python, *requirements], check=True)
     done.write_text(lock.read_text())
     return python
