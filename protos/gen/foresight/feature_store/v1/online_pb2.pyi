@@ -39,6 +39,8 @@ class _FeatureStatusEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Feature
     """The row is older than the source's max age at the event time."""
     FEATURE_STATUS_FUTURE: _FeatureStatus.ValueType  # 5
     """The latest row is later than the event time; its value is not served."""
+    FEATURE_STATUS_UNAVAILABLE: _FeatureStatus.ValueType  # 6
+    """The feature store did not answer. Never sent by it: a predictor's log and answers say so."""
 
 class FeatureStatus(_FeatureStatus, metaclass=_FeatureStatusEnumTypeWrapper):
     """Whether a feature has a value."""
@@ -55,6 +57,8 @@ FEATURE_STATUS_EXPIRED: FeatureStatus.ValueType  # 4
 """The row is older than the source's max age at the event time."""
 FEATURE_STATUS_FUTURE: FeatureStatus.ValueType  # 5
 """The latest row is later than the event time; its value is not served."""
+FEATURE_STATUS_UNAVAILABLE: FeatureStatus.ValueType  # 6
+"""The feature store did not answer. Never sent by it: a predictor's log and answers say so."""
 Global___FeatureStatus: _TypeAlias = FeatureStatus  # noqa: Y015
 
 @_typing.final

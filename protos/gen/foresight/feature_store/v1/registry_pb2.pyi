@@ -59,7 +59,11 @@ class _MissingPolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Missing
     MISSING_POLICY_DEFAULT: _MissingPolicy.ValueType  # 2
     """The model gets the feature's default value."""
     MISSING_POLICY_FAIL: _MissingPolicy.ValueType  # 3
-    """The prediction fails with NOT_FOUND, reason FEATURE_MISSING."""
+    """The prediction fails with NOT_FOUND, reason FEATURE_MISSING; with UNAVAILABLE when the feature store is away."""
+    MISSING_POLICY_LAST_KNOWN: _MissingPolicy.ValueType  # 4
+    """The model gets the value that this replica last served for the entity, unless it is older than the feature's
+    last_known_max_age at the event time. Where there is none: the default when the feature has one, else as FAIL.
+    """
 
 class MissingPolicy(_MissingPolicy, metaclass=_MissingPolicyEnumTypeWrapper):
     """What a missing, NULL, expired or future feature becomes before it reaches the model."""
@@ -71,7 +75,11 @@ MISSING_POLICY_NULL: MissingPolicy.ValueType  # 1
 MISSING_POLICY_DEFAULT: MissingPolicy.ValueType  # 2
 """The model gets the feature's default value."""
 MISSING_POLICY_FAIL: MissingPolicy.ValueType  # 3
-"""The prediction fails with NOT_FOUND, reason FEATURE_MISSING."""
+"""The prediction fails with NOT_FOUND, reason FEATURE_MISSING; with UNAVAILABLE when the feature store is away."""
+MISSING_POLICY_LAST_KNOWN: MissingPolicy.ValueType  # 4
+"""The model gets the value that this replica last served for the entity, unless it is older than the feature's
+last_known_max_age at the event time. Where there is none: the default when the feature has one, else as FAIL.
+"""
 Global___MissingPolicy: _TypeAlias = MissingPolicy  # noqa: Y015
 
 @_typing.final
@@ -377,6 +385,7 @@ class ViewFeature(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     MISSING_FIELD_NUMBER: _builtins.int
     DEFAULT_VALUE_FIELD_NUMBER: _builtins.int
+    LAST_KNOWN_MAX_AGE_FIELD_NUMBER: _builtins.int
     feature: _builtins.str
     """Name of the feature in its group."""
     name: _builtins.str
@@ -385,7 +394,15 @@ class ViewFeature(_message.Message):
     """What happens when there is no value."""
     @_builtins.property
     def default_value(self) -> _types_pb2.Column:
-        """One row with the default, of the feature's type; set if and only if the policy is DEFAULT."""
+        """One row with the default, of the feature's type. Required by the policy DEFAULT, optional with LAST_KNOWN, else
+        refused.
+        """
+
+    @_builtins.property
+    def last_known_max_age(self) -> _duration_pb2.Duration:
+        """How old a last known value may be, counted from its row's event time. Required by the policy LAST_KNOWN, else
+        refused. Positive, at most 100 years.
+        """
 
     def __init__(
         self,
@@ -394,10 +411,11 @@ class ViewFeature(_message.Message):
         name: _builtins.str = ...,
         missing: Global___MissingPolicy.ValueType = ...,
         default_value: _types_pb2.Column | None = ...,
+        last_known_max_age: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["default_value", b"default_value"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["default_value", b"default_value", "last_known_max_age", b"last_known_max_age"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["default_value", b"default_value", "feature", b"feature", "missing", b"missing", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["default_value", b"default_value", "feature", b"feature", "last_known_max_age", b"last_known_max_age", "missing", b"missing", "name", b"name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

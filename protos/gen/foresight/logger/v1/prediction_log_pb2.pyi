@@ -47,6 +47,12 @@ class PredictionRecord(_message.Message):
     SOURCES_FIELD_NUMBER: _builtins.int
     OUTPUTS_FIELD_NUMBER: _builtins.int
     FORGOTTEN_OFFSETS_FIELD_NUMBER: _builtins.int
+    ARM_FIELD_NUMBER: _builtins.int
+    ARM_PROBABILITY_FIELD_NUMBER: _builtins.int
+    ARM_FORCED_FIELD_NUMBER: _builtins.int
+    SHADOW_FIELD_NUMBER: _builtins.int
+    CLIENT_REQUEST_ID_FIELD_NUMBER: _builtins.int
+    REPEATS_PREDICTION_ID_FIELD_NUMBER: _builtins.int
     replica: _builtins.str
     """Replica that answered, e.g. `predictor-0`; at most 63 bytes."""
     incarnation: _builtins.str
@@ -69,6 +75,20 @@ class PredictionRecord(_message.Message):
     """Last commit that the online store had applied when it served the features; 0 without sources."""
     latency_us: _builtins.int
     """Time from the decoded request to the answer, microseconds."""
+    arm: _builtins.str
+    """Arm of the deployment that answered."""
+    arm_probability: _builtins.float
+    """Probability with which entities of the deployment get this arm: over 0, at most 1. 0 for a shadow."""
+    arm_forced: _builtins.bool
+    """True: a tester had forced the arm, so that the probability says nothing about this request."""
+    shadow: _builtins.bool
+    """True: made beside the answer by a shadow arm; no caller has seen it."""
+    client_request_id: _builtins.str
+    """The caller's own name of the request, see PredictRequest.request_id."""
+    repeats_prediction_id: _builtins.str
+    """Set by the logger only: first prediction of an earlier record of another replica or incarnation with the same
+    caller, deployment and client_request_id, at most 10 minutes before. This one repeats it.
+    """
     @_builtins.property
     def prediction_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Time-ordered ids (UUID version 7), one per prediction; 1 to 1,024."""
@@ -141,10 +161,16 @@ class PredictionRecord(_message.Message):
         sources: _abc.Iterable[Global___LoggedSource] | None = ...,
         outputs: _abc.Iterable[_types_pb2.Column] | None = ...,
         forgotten_offsets: _abc.Iterable[_builtins.int] | None = ...,
+        arm: _builtins.str = ...,
+        arm_probability: _builtins.float = ...,
+        arm_forced: _builtins.bool = ...,
+        shadow: _builtins.bool = ...,
+        client_request_id: _builtins.str = ...,
+        repeats_prediction_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["event_time", b"event_time", "model", b"model", "served_at", b"served_at", "view", b"view"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_commit", b"applied_commit", "caller", b"caller", "deployment", b"deployment", "entity_keys", b"entity_keys", "event_time", b"event_time", "features", b"features", "first_sequence", b"first_sequence", "forgotten_offsets", b"forgotten_offsets", "incarnation", b"incarnation", "latency_us", b"latency_us", "model", b"model", "model_sha256", b"model_sha256", "outputs", b"outputs", "prediction_ids", b"prediction_ids", "replica", b"replica", "request_features", b"request_features", "request_id", b"request_id", "served_at", b"served_at", "sources", b"sources", "transforms_sha256", b"transforms_sha256", "view", b"view"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_commit", b"applied_commit", "arm", b"arm", "arm_forced", b"arm_forced", "arm_probability", b"arm_probability", "caller", b"caller", "client_request_id", b"client_request_id", "deployment", b"deployment", "entity_keys", b"entity_keys", "event_time", b"event_time", "features", b"features", "first_sequence", b"first_sequence", "forgotten_offsets", b"forgotten_offsets", "incarnation", b"incarnation", "latency_us", b"latency_us", "model", b"model", "model_sha256", b"model_sha256", "outputs", b"outputs", "prediction_ids", b"prediction_ids", "repeats_prediction_id", b"repeats_prediction_id", "replica", b"replica", "request_features", b"request_features", "request_id", b"request_id", "served_at", b"served_at", "shadow", b"shadow", "sources", b"sources", "transforms_sha256", b"transforms_sha256", "view", b"view"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -23,43 +23,61 @@ _sym_db = _symbol_database.Default()
 
 
 from foresight.feature_store.v1 import online_pb2 as foresight_dot_feature__store_dot_v1_dot_online__pb2
+from foresight.feature_store.v1 import registry_pb2 as foresight_dot_feature__store_dot_v1_dot_registry__pb2
 from foresight.types.v1 import types_pb2 as foresight_dot_types_dot_v1_dot_types__pb2
+from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'foresight/predictor/v1/prediction.proto\x12\x16\x66oresight.predictor.v1\x1a\'foresight/feature_store/v1/online.proto\x1a\x1e\x66oresight/types/v1/types.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x81\x01\n\x0ePredictRequest\x12\x12\n\ndeployment\x18\x01 \x01(\t\x12+\n\x07\x63olumns\x18\x02 \x03(\x0b\x32\x1a.foresight.types.v1.Column\x12.\n\nevent_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"i\n\x0eMissingFeature\x12\x0b\n\x03row\x18\x01 \x01(\r\x12\x0f\n\x07\x66\x65\x61ture\x18\x02 \x01(\t\x12\x39\n\x06status\x18\x03 \x01(\x0e\x32).foresight.feature_store.v1.FeatureStatus\"\xee\x01\n\x0fPredictResponse\x12\x16\n\x0eprediction_ids\x18\x01 \x03(\t\x12+\n\x07outputs\x18\x02 \x03(\x0b\x32\x1a.foresight.types.v1.Column\x12-\n\x05model\x18\x03 \x01(\x0b\x32\x1e.foresight.types.v1.VersionRef\x12.\n\nevent_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x37\n\x07missing\x18\x05 \x03(\x0b\x32&.foresight.predictor.v1.MissingFeature\"0\n\x17VerifyPredictionRequest\x12\x15\n\rprediction_id\x18\x01 \x01(\t\"r\n\x08Mismatch\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x34\n\x05\x63\x61use\x18\x02 \x01(\x0e\x32%.foresight.predictor.v1.MismatchCause\x12\x10\n\x08recorded\x18\x03 \x01(\t\x12\x10\n\x08replayed\x18\x04 \x01(\t\"\x91\x01\n\x18VerifyPredictionResponse\x12\x10\n\x08verified\x18\x01 \x01(\x08\x12\x34\n\nmismatches\x18\x02 \x03(\x0b\x32 .foresight.predictor.v1.Mismatch\x12-\n\x05model\x18\x03 \x01(\x0b\x32\x1e.foresight.types.v1.VersionRef\"\x14\n\x12ListServingRequest\"t\n\x11ServingDeployment\x12\x12\n\ndeployment\x18\x01 \x01(\t\x12-\n\x05model\x18\x02 \x01(\x0b\x32\x1e.foresight.types.v1.VersionRef\x12\r\n\x05ready\x18\x03 \x01(\x08\x12\r\n\x05\x63\x61use\x18\x04 \x01(\t\"U\n\x13ListServingResponse\x12>\n\x0b\x64\x65ployments\x18\x01 \x03(\x0b\x32).foresight.predictor.v1.ServingDeployment\"\x11\n\x0fGetSpoolRequest\"e\n\x12SpooledIncarnation\x12\x0f\n\x07replica\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12\x18\n\x10highest_sequence\x18\x03 \x01(\x04\x12\x0f\n\x07pending\x18\x04 \x01(\x04\"c\n\x10GetSpoolResponse\x12@\n\x0cincarnations\x18\x01 \x03(\x0b\x32*.foresight.predictor.v1.SpooledIncarnation\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04*\xd2\x01\n\rMismatchCause\x12\x1e\n\x1aMISMATCH_CAUSE_UNSPECIFIED\x10\x00\x12\x17\n\x13MISMATCH_CAUSE_DATA\x10\x01\x12\x19\n\x15MISMATCH_CAUSE_EXPIRY\x10\x02\x12\x1c\n\x18MISMATCH_CAUSE_TRANSFORM\x10\x03\x12\x18\n\x14MISMATCH_CAUSE_MODEL\x10\x04\x12\x17\n\x13MISMATCH_CAUSE_TYPE\x10\x05\x12\x1c\n\x18MISMATCH_CAUSE_FORGOTTEN\x10\x06\x32\xad\x03\n\x11PredictionService\x12Z\n\x07Predict\x12&.foresight.predictor.v1.PredictRequest\x1a\'.foresight.predictor.v1.PredictResponse\x12u\n\x10VerifyPrediction\x12/.foresight.predictor.v1.VerifyPredictionRequest\x1a\x30.foresight.predictor.v1.VerifyPredictionResponse\x12\x66\n\x0bListServing\x12*.foresight.predictor.v1.ListServingRequest\x1a+.foresight.predictor.v1.ListServingResponse\x12]\n\x08GetSpool\x12\'.foresight.predictor.v1.GetSpoolRequest\x1a(.foresight.predictor.v1.GetSpoolResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'foresight/predictor/v1/prediction.proto\x12\x16\x66oresight.predictor.v1\x1a\'foresight/feature_store/v1/online.proto\x1a)foresight/feature_store/v1/registry.proto\x1a\x1e\x66oresight/types/v1/types.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa6\x01\n\x0ePredictRequest\x12\x12\n\ndeployment\x18\x01 \x01(\t\x12+\n\x07\x63olumns\x18\x02 \x03(\x0b\x32\x1a.foresight.types.v1.Column\x12.\n\nevent_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\x0f\n\x07\x65xplain\x18\x05 \x01(\x08\"\xd7\x01\n\x0eMissingFeature\x12\x0b\n\x03row\x18\x01 \x01(\r\x12\x0f\n\x07\x66\x65\x61ture\x18\x02 \x01(\t\x12\x39\n\x06status\x18\x03 \x01(\x0e\x32).foresight.feature_store.v1.FeatureStatus\x12\x39\n\x06policy\x18\x04 \x01(\x0e\x32).foresight.feature_store.v1.MissingPolicy\x12\x31\n\rlast_known_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"U\n\tArmAnswer\x12\x0b\n\x03\x61rm\x18\x01 \x01(\t\x12-\n\x05model\x18\x02 \x01(\x0b\x32\x1e.foresight.types.v1.VersionRef\x12\x0c\n\x04rows\x18\x03 \x03(\r\"\xa5\x01\n\x0b\x45xplanation\x12\x0e\n\x06output\x18\x01 \x01(\t\x12(\n\x04\x62\x61se\x18\x02 \x01(\x0b\x32\x1a.foresight.types.v1.Column\x12)\n\x05score\x18\x03 \x01(\x0b\x32\x1a.foresight.types.v1.Column\x12\x31\n\rcontributions\x18\x04 \x03(\x0b\x32\x1a.foresight.types.v1.Column\"\xf2\x02\n\x0fPredictResponse\x12\x16\n\x0eprediction_ids\x18\x01 \x03(\t\x12+\n\x07outputs\x18\x02 \x03(\x0b\x32\x1a.foresight.types.v1.Column\x12-\n\x05model\x18\x03 \x01(\x0b\x32\x1e.foresight.types.v1.VersionRef\x12.\n\nevent_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x37\n\x07missing\x18\x05 \x03(\x0b\x32&.foresight.predictor.v1.MissingFeature\x12/\n\x04\x61rms\x18\x06 \x03(\x0b\x32!.foresight.predictor.v1.ArmAnswer\x12\x38\n\x0b\x65xplanation\x18\x07 \x01(\x0b\x32#.foresight.predictor.v1.Explanation\x12\x17\n\x0frepeated_answer\x18\x08 \x01(\x08\"\xa4\x01\n\x12PredictRowsRequest\x12\x12\n\ndeployment\x18\x01 \x01(\t\x12%\n\x04rows\x18\x02 \x03(\x0b\x32\x17.google.protobuf.Struct\x12.\n\nevent_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\x0f\n\x07\x65xplain\x18\x05 \x01(\x08\"\x8b\x01\n\x0cPredictedRow\x12\x15\n\rprediction_id\x18\x01 \x01(\t\x12(\n\x07outputs\x18\x02 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x0b\n\x03\x61rm\x18\x03 \x01(\t\x12-\n\x05model\x18\x04 \x01(\x0b\x32\x1e.foresight.types.v1.VersionRef\"\x85\x02\n\x13PredictRowsResponse\x12\x32\n\x04rows\x18\x01 \x03(\x0b\x32$.foresight.predictor.v1.PredictedRow\x12.\n\nevent_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x37\n\x07missing\x18\x03 \x03(\x0b\x32&.foresight.predictor.v1.MissingFeature\x12\x38\n\x0b\x65xplanation\x18\x04 \x01(\x0b\x32#.foresight.predictor.v1.Explanation\x12\x17\n\x0frepeated_answer\x18\x05 \x01(\x08\"O\n\x14PredictStreamRequest\x12\x37\n\x07request\x18\x01 \x01(\x0b\x32&.foresight.predictor.v1.PredictRequest\"C\n\x12PredictStreamError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x0e\n\x06status\x18\x03 \x01(\x0c\"\x9c\x01\n\x15PredictStreamResponse\x12;\n\x08response\x18\x01 \x01(\x0b\x32\'.foresight.predictor.v1.PredictResponseH\x00\x12;\n\x05\x65rror\x18\x02 \x01(\x0b\x32*.foresight.predictor.v1.PredictStreamErrorH\x00\x42\t\n\x07outcome\"0\n\x17VerifyPredictionRequest\x12\x15\n\rprediction_id\x18\x01 \x01(\t\"r\n\x08Mismatch\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x34\n\x05\x63\x61use\x18\x02 \x01(\x0e\x32%.foresight.predictor.v1.MismatchCause\x12\x10\n\x08recorded\x18\x03 \x01(\t\x12\x10\n\x08replayed\x18\x04 \x01(\t\"\x91\x01\n\x18VerifyPredictionResponse\x12\x10\n\x08verified\x18\x01 \x01(\x08\x12\x34\n\nmismatches\x18\x02 \x03(\x0b\x32 .foresight.predictor.v1.Mismatch\x12-\n\x05model\x18\x03 \x01(\x0b\x32\x1e.foresight.types.v1.VersionRef\"\x14\n\x12ListServingRequest\"t\n\x11ServingDeployment\x12\x12\n\ndeployment\x18\x01 \x01(\t\x12-\n\x05model\x18\x02 \x01(\x0b\x32\x1e.foresight.types.v1.VersionRef\x12\r\n\x05ready\x18\x03 \x01(\x08\x12\r\n\x05\x63\x61use\x18\x04 \x01(\t\"U\n\x13ListServingResponse\x12>\n\x0b\x64\x65ployments\x18\x01 \x03(\x0b\x32).foresight.predictor.v1.ServingDeployment\"\x11\n\x0fGetSpoolRequest\"e\n\x12SpooledIncarnation\x12\x0f\n\x07replica\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12\x18\n\x10highest_sequence\x18\x03 \x01(\x04\x12\x0f\n\x07pending\x18\x04 \x01(\x04\"c\n\x10GetSpoolResponse\x12@\n\x0cincarnations\x18\x01 \x03(\x0b\x32*.foresight.predictor.v1.SpooledIncarnation\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04*\xd2\x01\n\rMismatchCause\x12\x1e\n\x1aMISMATCH_CAUSE_UNSPECIFIED\x10\x00\x12\x17\n\x13MISMATCH_CAUSE_DATA\x10\x01\x12\x19\n\x15MISMATCH_CAUSE_EXPIRY\x10\x02\x12\x1c\n\x18MISMATCH_CAUSE_TRANSFORM\x10\x03\x12\x18\n\x14MISMATCH_CAUSE_MODEL\x10\x04\x12\x17\n\x13MISMATCH_CAUSE_TYPE\x10\x05\x12\x1c\n\x18MISMATCH_CAUSE_FORGOTTEN\x10\x06\x32\x87\x05\n\x11PredictionService\x12Z\n\x07Predict\x12&.foresight.predictor.v1.PredictRequest\x1a\'.foresight.predictor.v1.PredictResponse\x12\x66\n\x0bPredictRows\x12*.foresight.predictor.v1.PredictRowsRequest\x1a+.foresight.predictor.v1.PredictRowsResponse\x12p\n\rPredictStream\x12,.foresight.predictor.v1.PredictStreamRequest\x1a-.foresight.predictor.v1.PredictStreamResponse(\x01\x30\x01\x12u\n\x10VerifyPrediction\x12/.foresight.predictor.v1.VerifyPredictionRequest\x1a\x30.foresight.predictor.v1.VerifyPredictionResponse\x12\x66\n\x0bListServing\x12*.foresight.predictor.v1.ListServingRequest\x1a+.foresight.predictor.v1.ListServingResponse\x12]\n\x08GetSpool\x12\'.foresight.predictor.v1.GetSpoolRequest\x1a(.foresight.predictor.v1.GetSpoolResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'foresight.predictor.v1.prediction_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_MISMATCHCAUSE']._serialized_start=1418
-  _globals['_MISMATCHCAUSE']._serialized_end=1628
-  _globals['_PREDICTREQUEST']._serialized_start=174
-  _globals['_PREDICTREQUEST']._serialized_end=303
-  _globals['_MISSINGFEATURE']._serialized_start=305
-  _globals['_MISSINGFEATURE']._serialized_end=410
-  _globals['_PREDICTRESPONSE']._serialized_start=413
-  _globals['_PREDICTRESPONSE']._serialized_end=651
-  _globals['_VERIFYPREDICTIONREQUEST']._serialized_start=653
-  _globals['_VERIFYPREDICTIONREQUEST']._serialized_end=701
-  _globals['_MISMATCH']._serialized_start=703
-  _globals['_MISMATCH']._serialized_end=817
-  _globals['_VERIFYPREDICTIONRESPONSE']._serialized_start=820
-  _globals['_VERIFYPREDICTIONRESPONSE']._serialized_end=965
-  _globals['_LISTSERVINGREQUEST']._serialized_start=967
-  _globals['_LISTSERVINGREQUEST']._serialized_end=987
-  _globals['_SERVINGDEPLOYMENT']._serialized_start=989
-  _globals['_SERVINGDEPLOYMENT']._serialized_end=1105
-  _globals['_LISTSERVINGRESPONSE']._serialized_start=1107
-  _globals['_LISTSERVINGRESPONSE']._serialized_end=1192
-  _globals['_GETSPOOLREQUEST']._serialized_start=1194
-  _globals['_GETSPOOLREQUEST']._serialized_end=1211
-  _globals['_SPOOLEDINCARNATION']._serialized_start=1213
-  _globals['_SPOOLEDINCARNATION']._serialized_end=1314
-  _globals['_GETSPOOLRESPONSE']._serialized_start=1316
-  _globals['_GETSPOOLRESPONSE']._serialized_end=1415
-  _globals['_PREDICTIONSERVICE']._serialized_start=1631
-  _globals['_PREDICTIONSERVICE']._serialized_end=2060
+  _globals['_MISMATCHCAUSE']._serialized_start=2908
+  _globals['_MISMATCHCAUSE']._serialized_end=3118
+  _globals['_PREDICTREQUEST']._serialized_start=247
+  _globals['_PREDICTREQUEST']._serialized_end=413
+  _globals['_MISSINGFEATURE']._serialized_start=416
+  _globals['_MISSINGFEATURE']._serialized_end=631
+  _globals['_ARMANSWER']._serialized_start=633
+  _globals['_ARMANSWER']._serialized_end=718
+  _globals['_EXPLANATION']._serialized_start=721
+  _globals['_EXPLANATION']._serialized_end=886
+  _globals['_PREDICTRESPONSE']._serialized_start=889
+  _globals['_PREDICTRESPONSE']._serialized_end=1259
+  _globals['_PREDICTROWSREQUEST']._serialized_start=1262
+  _globals['_PREDICTROWSREQUEST']._serialized_end=1426
+  _globals['_PREDICTEDROW']._serialized_start=1429
+  _globals['_PREDICTEDROW']._serialized_end=1568
+  _globals['_PREDICTROWSRESPONSE']._serialized_start=1571
+  _globals['_PREDICTROWSRESPONSE']._serialized_end=1832
+  _globals['_PREDICTSTREAMREQUEST']._serialized_start=1834
+  _globals['_PREDICTSTREAMREQUEST']._serialized_end=1913
+  _globals['_PREDICTSTREAMERROR']._serialized_start=1915
+  _globals['_PREDICTSTREAMERROR']._serialized_end=1982
+  _globals['_PREDICTSTREAMRESPONSE']._serialized_start=1985
+  _globals['_PREDICTSTREAMRESPONSE']._serialized_end=2141
+  _globals['_VERIFYPREDICTIONREQUEST']._serialized_start=2143
+  _globals['_VERIFYPREDICTIONREQUEST']._serialized_end=2191
+  _globals['_MISMATCH']._serialized_start=2193
+  _globals['_MISMATCH']._serialized_end=2307
+  _globals['_VERIFYPREDICTIONRESPONSE']._serialized_start=2310
+  _globals['_VERIFYPREDICTIONRESPONSE']._serialized_end=2455
+  _globals['_LISTSERVINGREQUEST']._serialized_start=2457
+  _globals['_LISTSERVINGREQUEST']._serialized_end=2477
+  _globals['_SERVINGDEPLOYMENT']._serialized_start=2479
+  _globals['_SERVINGDEPLOYMENT']._serialized_end=2595
+  _globals['_LISTSERVINGRESPONSE']._serialized_start=2597
+  _globals['_LISTSERVINGRESPONSE']._serialized_end=2682
+  _globals['_GETSPOOLREQUEST']._serialized_start=2684
+  _globals['_GETSPOOLREQUEST']._serialized_end=2701
+  _globals['_SPOOLEDINCARNATION']._serialized_start=2703
+  _globals['_SPOOLEDINCARNATION']._serialized_end=2804
+  _globals['_GETSPOOLRESPONSE']._serialized_start=2806
+  _globals['_GETSPOOLRESPONSE']._serialized_end=2905
+  _globals['_PREDICTIONSERVICE']._serialized_start=3121
+  _globals['_PREDICTIONSERVICE']._serialized_end=3768
 # @@protoc_insertion_point(module_scope)

@@ -5,9 +5,11 @@ Online predictions."""
 
 from collections import abc as _abc
 from foresight.feature_store.v1 import online_pb2 as _online_pb2
+from foresight.feature_store.v1 import registry_pb2 as _registry_pb2
 from foresight.types.v1 import types_pb2 as _types_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf import struct_pb2 as _struct_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
@@ -71,8 +73,17 @@ class PredictRequest(_message.Message):
     DEPLOYMENT_FIELD_NUMBER: _builtins.int
     COLUMNS_FIELD_NUMBER: _builtins.int
     EVENT_TIME_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    EXPLAIN_FIELD_NUMBER: _builtins.int
     deployment: _builtins.str
     """Deployment to ask."""
+    request_id: _builtins.str
+    """Names the request, at most 128 bytes: the same caller that asks the same deployment again under this name within
+    10 minutes gets the first answer again, and nothing is predicted or logged anew. INVALID_ARGUMENT when the request
+    differs from the first. Empty: every call is a new prediction.
+    """
+    explain: _builtins.bool
+    """Asks for an explanation of each row's score; then at most 16 rows."""
     @_builtins.property
     def columns(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Column]:
         """Every entity key of the view and every request feature exactly once, n from 1 to 1,024 rows each, of the
@@ -90,10 +101,12 @@ class PredictRequest(_message.Message):
         deployment: _builtins.str = ...,
         columns: _abc.Iterable[_types_pb2.Column] | None = ...,
         event_time: _timestamp_pb2.Timestamp | None = ...,
+        request_id: _builtins.str = ...,
+        explain: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["event_time", b"event_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "deployment", b"deployment", "event_time", b"event_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "deployment", b"deployment", "event_time", b"event_time", "explain", b"explain", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -108,26 +121,112 @@ class MissingFeature(_message.Message):
     ROW_FIELD_NUMBER: _builtins.int
     FEATURE_FIELD_NUMBER: _builtins.int
     STATUS_FIELD_NUMBER: _builtins.int
+    POLICY_FIELD_NUMBER: _builtins.int
+    LAST_KNOWN_AT_FIELD_NUMBER: _builtins.int
     row: _builtins.int
     """Row of the request."""
     feature: _builtins.str
     """Name of the feature in the view."""
     status: _online_pb2.FeatureStatus.ValueType
     """Why it has no value."""
+    policy: _registry_pb2.MissingPolicy.ValueType
+    """What was done about it."""
+    @_builtins.property
+    def last_known_at(self) -> _timestamp_pb2.Timestamp:
+        """Event time of the value that was used instead; only where the policy is LAST_KNOWN and there was one."""
+
     def __init__(
         self,
         *,
         row: _builtins.int = ...,
         feature: _builtins.str = ...,
         status: _online_pb2.FeatureStatus.ValueType = ...,
+        policy: _registry_pb2.MissingPolicy.ValueType = ...,
+        last_known_at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["last_known_at", b"last_known_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["feature", b"feature", "row", b"row", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["feature", b"feature", "last_known_at", b"last_known_at", "policy", b"policy", "row", b"row", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___MissingFeature: _TypeAlias = MissingFeature  # noqa: Y015
+
+@_typing.final
+class ArmAnswer(_message.Message):
+    """Which rows of a request one arm of the deployment answered."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ARM_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    arm: _builtins.str
+    """Name of the arm."""
+    @_builtins.property
+    def model(self) -> _types_pb2.VersionRef:
+        """Model version that it serves."""
+
+    @_builtins.property
+    def rows(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Rows of the request, ascending."""
+
+    def __init__(
+        self,
+        *,
+        arm: _builtins.str = ...,
+        model: _types_pb2.VersionRef | None = ...,
+        rows: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arm", b"arm", "model", b"model", "rows", b"rows"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ArmAnswer: _TypeAlias = ArmAnswer  # noqa: Y015
+
+@_typing.final
+class Explanation(_message.Message):
+    """Why rows have the scores that they have: base + sum of contributions = score, for each row."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OUTPUT_FIELD_NUMBER: _builtins.int
+    BASE_FIELD_NUMBER: _builtins.int
+    SCORE_FIELD_NUMBER: _builtins.int
+    CONTRIBUTIONS_FIELD_NUMBER: _builtins.int
+    output: _builtins.str
+    """What is explained: `value` of a regressor, `probability` of a binary classifier, and of another classifier
+    the probability of the class that is the row's label.
+    """
+    @_builtins.property
+    def base(self) -> _types_pb2.Column:
+        """Mean score over the model's example rows, n rows."""
+
+    @_builtins.property
+    def score(self) -> _types_pb2.Column:
+        """Score of each row, n rows."""
+
+    @_builtins.property
+    def contributions(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Column]:
+        """What each input of the model adds, one column per input, n rows each."""
+
+    def __init__(
+        self,
+        *,
+        output: _builtins.str = ...,
+        base: _types_pb2.Column | None = ...,
+        score: _types_pb2.Column | None = ...,
+        contributions: _abc.Iterable[_types_pb2.Column] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "score", b"score"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "contributions", b"contributions", "output", b"output", "score", b"score"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Explanation: _TypeAlias = Explanation  # noqa: Y015
 
 @_typing.final
 class PredictResponse(_message.Message):
@@ -140,6 +239,11 @@ class PredictResponse(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     EVENT_TIME_FIELD_NUMBER: _builtins.int
     MISSING_FIELD_NUMBER: _builtins.int
+    ARMS_FIELD_NUMBER: _builtins.int
+    EXPLANATION_FIELD_NUMBER: _builtins.int
+    REPEATED_ANSWER_FIELD_NUMBER: _builtins.int
+    repeated_answer: _builtins.bool
+    """True: this is the answer to an earlier call with the same request id."""
     @_builtins.property
     def prediction_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Time-ordered ids, one per row; they name the predictions in logs, outcomes and verification."""
@@ -162,6 +266,14 @@ class PredictResponse(_message.Message):
     def missing(self) -> _containers.RepeatedCompositeFieldContainer[Global___MissingFeature]:
         """Features that were not PRESENT, by row."""
 
+    @_builtins.property
+    def arms(self) -> _containers.RepeatedCompositeFieldContainer[Global___ArmAnswer]:
+        """Which arm answered which rows, when the deployment has several; `model` is then that of row 0. Empty when it has one."""
+
+    @_builtins.property
+    def explanation(self) -> Global___Explanation:
+        """Set when it was asked for."""
+
     def __init__(
         self,
         *,
@@ -170,14 +282,234 @@ class PredictResponse(_message.Message):
         model: _types_pb2.VersionRef | None = ...,
         event_time: _timestamp_pb2.Timestamp | None = ...,
         missing: _abc.Iterable[Global___MissingFeature] | None = ...,
+        arms: _abc.Iterable[Global___ArmAnswer] | None = ...,
+        explanation: Global___Explanation | None = ...,
+        repeated_answer: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["event_time", b"event_time", "model", b"model"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event_time", b"event_time", "explanation", b"explanation", "model", b"model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["event_time", b"event_time", "missing", b"missing", "model", b"model", "outputs", b"outputs", "prediction_ids", b"prediction_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arms", b"arms", "event_time", b"event_time", "explanation", b"explanation", "missing", b"missing", "model", b"model", "outputs", b"outputs", "prediction_ids", b"prediction_ids", "repeated_answer", b"repeated_answer"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PredictResponse: _TypeAlias = PredictResponse  # noqa: Y015
+
+@_typing.final
+class PredictRowsRequest(_message.Message):
+    """Request of PredictRows: n entities."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEPLOYMENT_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    EVENT_TIME_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    EXPLAIN_FIELD_NUMBER: _builtins.int
+    deployment: _builtins.str
+    """Deployment to ask."""
+    request_id: _builtins.str
+    """As in PredictRequest."""
+    explain: _builtins.bool
+    """As in PredictRequest."""
+    @_builtins.property
+    def rows(self) -> _containers.RepeatedCompositeFieldContainer[_struct_pb2.Struct]:
+        """1 to 1,024 rows, each with every entity key of the view and every request feature by name. Null is NULL. An INT64
+        comes as a number without fraction up to 2^53 in size, or as a decimal string; a timestamp as RFC 3339 text; a
+        vector as a list of numbers. A number that would lose digits is refused.
+        """
+
+    @_builtins.property
+    def event_time(self) -> _timestamp_pb2.Timestamp:
+        """As in PredictRequest."""
+
+    def __init__(
+        self,
+        *,
+        deployment: _builtins.str = ...,
+        rows: _abc.Iterable[_struct_pb2.Struct] | None = ...,
+        event_time: _timestamp_pb2.Timestamp | None = ...,
+        request_id: _builtins.str = ...,
+        explain: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event_time", b"event_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment", "event_time", b"event_time", "explain", b"explain", "request_id", b"request_id", "rows", b"rows"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PredictRowsRequest: _TypeAlias = PredictRowsRequest  # noqa: Y015
+
+@_typing.final
+class PredictedRow(_message.Message):
+    """The answer for one row."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PREDICTION_ID_FIELD_NUMBER: _builtins.int
+    OUTPUTS_FIELD_NUMBER: _builtins.int
+    ARM_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    prediction_id: _builtins.str
+    """Time-ordered id of the prediction."""
+    arm: _builtins.str
+    """Arm that answered, when the deployment has several."""
+    @_builtins.property
+    def outputs(self) -> _struct_pb2.Struct:
+        """The model's outputs by name, see PredictResponse. An INT64 beyond 2^53 in size comes as a decimal string."""
+
+    @_builtins.property
+    def model(self) -> _types_pb2.VersionRef:
+        """Model version that answered."""
+
+    def __init__(
+        self,
+        *,
+        prediction_id: _builtins.str = ...,
+        outputs: _struct_pb2.Struct | None = ...,
+        arm: _builtins.str = ...,
+        model: _types_pb2.VersionRef | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "outputs", b"outputs"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arm", b"arm", "model", b"model", "outputs", b"outputs", "prediction_id", b"prediction_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PredictedRow: _TypeAlias = PredictedRow  # noqa: Y015
+
+@_typing.final
+class PredictRowsResponse(_message.Message):
+    """Answer of PredictRows."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROWS_FIELD_NUMBER: _builtins.int
+    EVENT_TIME_FIELD_NUMBER: _builtins.int
+    MISSING_FIELD_NUMBER: _builtins.int
+    EXPLANATION_FIELD_NUMBER: _builtins.int
+    REPEATED_ANSWER_FIELD_NUMBER: _builtins.int
+    repeated_answer: _builtins.bool
+    """As in PredictResponse."""
+    @_builtins.property
+    def rows(self) -> _containers.RepeatedCompositeFieldContainer[Global___PredictedRow]:
+        """One per row, in order."""
+
+    @_builtins.property
+    def event_time(self) -> _timestamp_pb2.Timestamp:
+        """Event time at which features were read."""
+
+    @_builtins.property
+    def missing(self) -> _containers.RepeatedCompositeFieldContainer[Global___MissingFeature]:
+        """Features that were not PRESENT, by row."""
+
+    @_builtins.property
+    def explanation(self) -> Global___Explanation:
+        """As in PredictResponse."""
+
+    def __init__(
+        self,
+        *,
+        rows: _abc.Iterable[Global___PredictedRow] | None = ...,
+        event_time: _timestamp_pb2.Timestamp | None = ...,
+        missing: _abc.Iterable[Global___MissingFeature] | None = ...,
+        explanation: Global___Explanation | None = ...,
+        repeated_answer: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event_time", b"event_time", "explanation", b"explanation"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event_time", b"event_time", "explanation", b"explanation", "missing", b"missing", "repeated_answer", b"repeated_answer", "rows", b"rows"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PredictRowsResponse: _TypeAlias = PredictRowsResponse  # noqa: Y015
+
+@_typing.final
+class PredictStreamRequest(_message.Message):
+    """One request of PredictStream."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def request(self) -> Global___PredictRequest:
+        """What is asked."""
+
+    def __init__(
+        self,
+        *,
+        request: Global___PredictRequest | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PredictStreamRequest: _TypeAlias = PredictStreamRequest  # noqa: Y015
+
+@_typing.final
+class PredictStreamError(_message.Message):
+    """What Predict would have ended with."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CODE_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    code: _builtins.int
+    """Number of the gRPC status."""
+    message: _builtins.str
+    """Text of the status."""
+    status: _builtins.bytes
+    """A google.rpc.Status with its details (ErrorInfo, BadRequest, RetryInfo), serialized: what Predict sends as the
+    trailer grpc-status-details-bin.
+    """
+    def __init__(
+        self,
+        *,
+        code: _builtins.int = ...,
+        message: _builtins.str = ...,
+        status: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "message", b"message", "status", b"status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PredictStreamError: _TypeAlias = PredictStreamError  # noqa: Y015
+
+@_typing.final
+class PredictStreamResponse(_message.Message):
+    """One answer of PredictStream: to the request in the same place."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESPONSE_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def response(self) -> Global___PredictResponse:
+        """The answer."""
+
+    @_builtins.property
+    def error(self) -> Global___PredictStreamError:
+        """Why there is none."""
+
+    def __init__(
+        self,
+        *,
+        response: Global___PredictResponse | None = ...,
+        error: Global___PredictStreamError | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "outcome", b"outcome", "response", b"response"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "outcome", b"outcome", "response", b"response"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["response", "error"]  # noqa: Y015
+    _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
+
+Global___PredictStreamResponse: _TypeAlias = PredictStreamResponse  # noqa: Y015
 
 @_typing.final
 class VerifyPredictionRequest(_message.Message):

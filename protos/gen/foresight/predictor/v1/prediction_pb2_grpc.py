@@ -40,6 +40,16 @@ class PredictionServiceStub:
                 request_serializer=foresight_dot_predictor_dot_v1_dot_prediction__pb2.PredictRequest.SerializeToString,
                 response_deserializer=foresight_dot_predictor_dot_v1_dot_prediction__pb2.PredictResponse.FromString,
                 _registered_method=True)
+        self.PredictRows = channel.unary_unary(
+                '/foresight.predictor.v1.PredictionService/PredictRows',
+                request_serializer=foresight_dot_predictor_dot_v1_dot_prediction__pb2.PredictRowsRequest.SerializeToString,
+                response_deserializer=foresight_dot_predictor_dot_v1_dot_prediction__pb2.PredictRowsResponse.FromString,
+                _registered_method=True)
+        self.PredictStream = channel.stream_stream(
+                '/foresight.predictor.v1.PredictionService/PredictStream',
+                request_serializer=foresight_dot_predictor_dot_v1_dot_prediction__pb2.PredictStreamRequest.SerializeToString,
+                response_deserializer=foresight_dot_predictor_dot_v1_dot_prediction__pb2.PredictStreamResponse.FromString,
+                _registered_method=True)
         self.VerifyPrediction = channel.unary_unary(
                 '/foresight.predictor.v1.PredictionService/VerifyPrediction',
                 request_serializer=foresight_dot_predictor_dot_v1_dot_prediction__pb2.VerifyPredictionRequest.SerializeToString,
@@ -65,6 +75,22 @@ class PredictionServiceServicer:
         """Fetches features, scores and answers; the predictions and their features are in the durable spool before
         the answer leaves. MODEL_NOT_READY while a new deployment's model is not loaded, UNAVAILABLE while the replica
         that was asked has just started.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PredictRows(self, request, context):
+        """Predict for callers with rows of JSON instead of typed columns: values are read as the types of the view.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PredictStream(self, request_iterator, context):
+        """Predict for many requests over one call: each is answered, in the order in which they were sent. A request that
+        fails is answered with its error and does not end the stream. The server stops reading while it has 64 requests
+        unanswered, so that a caller that does not read its answers is held up by gRPC's flow control.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -98,6 +124,16 @@ def add_PredictionServiceServicer_to_server(servicer, server):
                     servicer.Predict,
                     request_deserializer=foresight_dot_predictor_dot_v1_dot_prediction__pb2.PredictRequest.FromString,
                     response_serializer=foresight_dot_predictor_dot_v1_dot_prediction__pb2.PredictResponse.SerializeToString,
+            ),
+            'PredictRows': grpc.unary_unary_rpc_method_handler(
+                    servicer.PredictRows,
+                    request_deserializer=foresight_dot_predictor_dot_v1_dot_prediction__pb2.PredictRowsRequest.FromString,
+                    response_serializer=foresight_dot_predictor_dot_v1_dot_prediction__pb2.PredictRowsResponse.SerializeToString,
+            ),
+            'PredictStream': grpc.stream_stream_rpc_method_handler(
+                    servicer.PredictStream,
+                    request_deserializer=foresight_dot_predictor_dot_v1_dot_prediction__pb2.PredictStreamRequest.FromString,
+                    response_serializer=foresight_dot_predictor_dot_v1_dot_prediction__pb2.PredictStreamResponse.SerializeToString,
             ),
             'VerifyPrediction': grpc.unary_unary_rpc_method_handler(
                     servicer.VerifyPrediction,
@@ -143,6 +179,60 @@ class PredictionService:
             '/foresight.predictor.v1.PredictionService/Predict',
             foresight_dot_predictor_dot_v1_dot_prediction__pb2.PredictRequest.SerializeToString,
             foresight_dot_predictor_dot_v1_dot_prediction__pb2.PredictResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PredictRows(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/foresight.predictor.v1.PredictionService/PredictRows',
+            foresight_dot_predictor_dot_v1_dot_prediction__pb2.PredictRowsRequest.SerializeToString,
+            foresight_dot_predictor_dot_v1_dot_prediction__pb2.PredictRowsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PredictStream(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/foresight.predictor.v1.PredictionService/PredictStream',
+            foresight_dot_predictor_dot_v1_dot_prediction__pb2.PredictStreamRequest.SerializeToString,
+            foresight_dot_predictor_dot_v1_dot_prediction__pb2.PredictStreamResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -38,6 +38,13 @@ class PredictionServiceStub:
     the answer leaves. MODEL_NOT_READY while a new deployment's model is not loaded, UNAVAILABLE while the replica
     that was asked has just started.
     """
+    PredictRows: _grpc.UnaryUnaryMultiCallable[_prediction_pb2.PredictRowsRequest, _prediction_pb2.PredictRowsResponse]
+    """Predict for callers with rows of JSON instead of typed columns: values are read as the types of the view."""
+    PredictStream: _grpc.StreamStreamMultiCallable[_prediction_pb2.PredictStreamRequest, _prediction_pb2.PredictStreamResponse]
+    """Predict for many requests over one call: each is answered, in the order in which they were sent. A request that
+    fails is answered with its error and does not end the stream. The server stops reading while it has 64 requests
+    unanswered, so that a caller that does not read its answers is held up by gRPC's flow control.
+    """
     VerifyPrediction: _grpc.UnaryUnaryMultiCallable[_prediction_pb2.VerifyPredictionRequest, _prediction_pb2.VerifyPredictionResponse]
     """Replays a logged prediction (features of then, transforms, model) and compares it byte by byte."""
     ListServing: _grpc.UnaryUnaryMultiCallable[_prediction_pb2.ListServingRequest, _prediction_pb2.ListServingResponse]
@@ -54,6 +61,13 @@ class PredictionServiceAsyncStub(PredictionServiceStub):
     """Fetches features, scores and answers; the predictions and their features are in the durable spool before
     the answer leaves. MODEL_NOT_READY while a new deployment's model is not loaded, UNAVAILABLE while the replica
     that was asked has just started.
+    """
+    PredictRows: _aio.UnaryUnaryMultiCallable[_prediction_pb2.PredictRowsRequest, _prediction_pb2.PredictRowsResponse]  # type: ignore[assignment]
+    """Predict for callers with rows of JSON instead of typed columns: values are read as the types of the view."""
+    PredictStream: _aio.StreamStreamMultiCallable[_prediction_pb2.PredictStreamRequest, _prediction_pb2.PredictStreamResponse]  # type: ignore[assignment]
+    """Predict for many requests over one call: each is answered, in the order in which they were sent. A request that
+    fails is answered with its error and does not end the stream. The server stops reading while it has 64 requests
+    unanswered, so that a caller that does not read its answers is held up by gRPC's flow control.
     """
     VerifyPrediction: _aio.UnaryUnaryMultiCallable[_prediction_pb2.VerifyPredictionRequest, _prediction_pb2.VerifyPredictionResponse]  # type: ignore[assignment]
     """Replays a logged prediction (features of then, transforms, model) and compares it byte by byte."""
@@ -74,6 +88,25 @@ class PredictionServiceServicer(metaclass=_abc_1.ABCMeta):
         """Fetches features, scores and answers; the predictions and their features are in the durable spool before
         the answer leaves. MODEL_NOT_READY while a new deployment's model is not loaded, UNAVAILABLE while the replica
         that was asked has just started.
+        """
+
+    @_abc_1.abstractmethod
+    def PredictRows(
+        self,
+        request: _prediction_pb2.PredictRowsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_prediction_pb2.PredictRowsResponse, _abc.Awaitable[_prediction_pb2.PredictRowsResponse]]:
+        """Predict for callers with rows of JSON instead of typed columns: values are read as the types of the view."""
+
+    @_abc_1.abstractmethod
+    def PredictStream(
+        self,
+        request_iterator: _MaybeAsyncIterator[_prediction_pb2.PredictStreamRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_prediction_pb2.PredictStreamResponse], _abc.AsyncIterator[_prediction_pb2.PredictStreamResponse]]:
+        """Predict for many requests over one call: each is answered, in the order in which they were sent. A request that
+        fails is answered with its error and does not end the stream. The server stops reading while it has 64 requests
+        unanswered, so that a caller that does not read its answers is held up by gRPC's flow control.
         """
 
     @_abc_1.abstractmethod

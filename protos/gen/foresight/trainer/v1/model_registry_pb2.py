@@ -26,53 +26,55 @@ from foresight.types.v1 import types_pb2 as foresight_dot_types_dot_v1_dot_types
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)foresight/trainer/v1/model_registry.proto\x12\x14\x66oresight.trainer.v1\x1a\x1e\x66oresight/types/v1/types.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"%\n\x06Metric\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01\"\x83\x05\n\x0cModelVersion\x12-\n\x05model\x18\x01 \x01(\x0b\x32\x1e.foresight.types.v1.VersionRef\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12,\n\x04view\x18\x03 \x01(\x0b\x32\x1e.foresight.types.v1.VersionRef\x12)\n\x06inputs\x18\x04 \x03(\x0b\x32\x19.foresight.types.v1.Field\x12*\n\x07outputs\x18\x05 \x03(\x0b\x32\x19.foresight.types.v1.Field\x12-\n\x04task\x18\x06 \x01(\x0e\x32\x1f.foresight.trainer.v1.ModelTask\x12+\n\x07\x63lasses\x18\x07 \x01(\x0b\x32\x1a.foresight.types.v1.Column\x12\x17\n\x0f\x61rtifact_sha256\x18\x08 \x01(\t\x12\x16\n\x0e\x61rtifact_bytes\x18\t \x01(\x04\x12\x19\n\x11train_dataset_ids\x18\n \x03(\t\x12\x18\n\x10test_dataset_ids\x18\x0b \x03(\t\x12\x12\n\ntrain_rows\x18\x0c \x01(\x04\x12-\n\x07metrics\x18\r \x03(\x0b\x32\x1c.foresight.trainer.v1.Metric\x12\x1d\n\x15parity_max_difference\x18\x0e \x01(\x01\x12\x13\n\x0bparity_rows\x18\x0f \x01(\x04\x12\x17\n\x0f\x62\x61tch_invariant\x18\x10 \x01(\x08\x12\x0f\n\x07\x61liases\x18\x11 \x03(\t\x12.\n\ncreated_at\x18\x12 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x17\n\x0fsklearn_version\x18\x13 \x01(\t\"\xea\x01\n\nDeployment\x12\x0c\n\x04name\x18\x01 \x01(\t\x12-\n\x05model\x18\x02 \x01(\x0b\x32\x1e.foresight.types.v1.VersionRef\x12,\n\x04view\x18\x03 \x01(\x0b\x32\x1e.foresight.types.v1.VersionRef\x12\x0c\n\x04\x65tag\x18\x04 \x01(\t\x12.\n\nupdated_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\x07version\x18\x06 \x01(\x0b\x32\".foresight.trainer.v1.ModelVersion\"V\n\x16GetModelVersionRequest\x12-\n\x05model\x18\x01 \x01(\x0b\x32\x1e.foresight.types.v1.VersionRef\x12\r\n\x05\x61lias\x18\x02 \x01(\t\"N\n\x17GetModelVersionResponse\x12\x33\n\x07version\x18\x01 \x01(\x0b\x32\".foresight.trainer.v1.ModelVersion\")\n\x18ListModelVersionsRequest\x12\r\n\x05model\x18\x01 \x01(\t\"Q\n\x19ListModelVersionsResponse\x12\x34\n\x08versions\x18\x01 \x03(\x0b\x32\".foresight.trainer.v1.ModelVersion\"O\n\x0fSetAliasRequest\x12-\n\x05model\x18\x01 \x01(\x0b\x32\x1e.foresight.types.v1.VersionRef\x12\r\n\x05\x61lias\x18\x02 \x01(\t\"G\n\x10SetAliasResponse\x12\x33\n\x07version\x18\x01 \x01(\x0b\x32\".foresight.trainer.v1.ModelVersion\"a\n\x14SetDeploymentRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12-\n\x05model\x18\x02 \x01(\x0b\x32\x1e.foresight.types.v1.VersionRef\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\"M\n\x15SetDeploymentResponse\x12\x34\n\ndeployment\x18\x01 \x01(\x0b\x32 .foresight.trainer.v1.Deployment\"$\n\x14GetDeploymentRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"M\n\x15GetDeploymentResponse\x12\x34\n\ndeployment\x18\x01 \x01(\x0b\x32 .foresight.trainer.v1.Deployment\"\x18\n\x16ListDeploymentsRequest\"P\n\x17ListDeploymentsResponse\x12\x35\n\x0b\x64\x65ployments\x18\x01 \x03(\x0b\x32 .foresight.trainer.v1.Deployment\"\x19\n\x17WatchDeploymentsRequest\"Q\n\x18WatchDeploymentsResponse\x12\x35\n\x0b\x64\x65ployments\x18\x01 \x03(\x0b\x32 .foresight.trainer.v1.Deployment\")\n\x17\x44ownloadArtifactRequest\x12\x0e\n\x06sha256\x18\x01 \x01(\t\")\n\x18\x44ownloadArtifactResponse\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c*\x92\x01\n\tModelTask\x12\x1a\n\x16MODEL_TASK_UNSPECIFIED\x10\x00\x12$\n MODEL_TASK_BINARY_CLASSIFICATION\x10\x01\x12(\n$MODEL_TASK_MULTICLASS_CLASSIFICATION\x10\x02\x12\x19\n\x15MODEL_TASK_REGRESSION\x10\x03\x32\x85\x07\n\x14ModelRegistryService\x12n\n\x0fGetModelVersion\x12,.foresight.trainer.v1.GetModelVersionRequest\x1a-.foresight.trainer.v1.GetModelVersionResponse\x12t\n\x11ListModelVersions\x12..foresight.trainer.v1.ListModelVersionsRequest\x1a/.foresight.trainer.v1.ListModelVersionsResponse\x12Y\n\x08SetAlias\x12%.foresight.trainer.v1.SetAliasRequest\x1a&.foresight.trainer.v1.SetAliasResponse\x12h\n\rSetDeployment\x12*.foresight.trainer.v1.SetDeploymentRequest\x1a+.foresight.trainer.v1.SetDeploymentResponse\x12h\n\rGetDeployment\x12*.foresight.trainer.v1.GetDeploymentRequest\x1a+.foresight.trainer.v1.GetDeploymentResponse\x12n\n\x0fListDeployments\x12,.foresight.trainer.v1.ListDeploymentsRequest\x1a-.foresight.trainer.v1.ListDeploymentsResponse\x12s\n\x10WatchDeployments\x12-.foresight.trainer.v1.WatchDeploymentsRequest\x1a..foresight.trainer.v1.WatchDeploymentsResponse0\x01\x12s\n\x10\x44ownloadArtifact\x12-.foresight.trainer.v1.DownloadArtifactRequest\x1a..foresight.trainer.v1.DownloadArtifactResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)foresight/trainer/v1/model_registry.proto\x12\x14\x66oresight.trainer.v1\x1a\x1e\x66oresight/types/v1/types.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"%\n\x06Metric\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01\"\x83\x05\n\x0cModelVersion\x12-\n\x05model\x18\x01 \x01(\x0b\x32\x1e.foresight.types.v1.VersionRef\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12,\n\x04view\x18\x03 \x01(\x0b\x32\x1e.foresight.types.v1.VersionRef\x12)\n\x06inputs\x18\x04 \x03(\x0b\x32\x19.foresight.types.v1.Field\x12*\n\x07outputs\x18\x05 \x03(\x0b\x32\x19.foresight.types.v1.Field\x12-\n\x04task\x18\x06 \x01(\x0e\x32\x1f.foresight.trainer.v1.ModelTask\x12+\n\x07\x63lasses\x18\x07 \x01(\x0b\x32\x1a.foresight.types.v1.Column\x12\x17\n\x0f\x61rtifact_sha256\x18\x08 \x01(\t\x12\x16\n\x0e\x61rtifact_bytes\x18\t \x01(\x04\x12\x19\n\x11train_dataset_ids\x18\n \x03(\t\x12\x18\n\x10test_dataset_ids\x18\x0b \x03(\t\x12\x12\n\ntrain_rows\x18\x0c \x01(\x04\x12-\n\x07metrics\x18\r \x03(\x0b\x32\x1c.foresight.trainer.v1.Metric\x12\x1d\n\x15parity_max_difference\x18\x0e \x01(\x01\x12\x13\n\x0bparity_rows\x18\x0f \x01(\x04\x12\x17\n\x0f\x62\x61tch_invariant\x18\x10 \x01(\x08\x12\x0f\n\x07\x61liases\x18\x11 \x03(\t\x12.\n\ncreated_at\x18\x12 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x17\n\x0fsklearn_version\x18\x13 \x01(\t\"\x97\x01\n\x03\x41rm\x12\x0c\n\x04name\x18\x01 \x01(\t\x12-\n\x05model\x18\x02 \x01(\x0b\x32\x1e.foresight.types.v1.VersionRef\x12\x0e\n\x06weight\x18\x03 \x01(\r\x12\x0e\n\x06shadow\x18\x04 \x01(\x08\x12\x33\n\x07version\x18\x05 \x01(\x0b\x32\".foresight.trainer.v1.ModelVersion\"\xa1\x02\n\nDeployment\x12\x0c\n\x04name\x18\x01 \x01(\t\x12-\n\x05model\x18\x02 \x01(\x0b\x32\x1e.foresight.types.v1.VersionRef\x12,\n\x04view\x18\x03 \x01(\x0b\x32\x1e.foresight.types.v1.VersionRef\x12\x0c\n\x04\x65tag\x18\x04 \x01(\t\x12.\n\nupdated_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\x07version\x18\x06 \x01(\x0b\x32\".foresight.trainer.v1.ModelVersion\x12\'\n\x04\x61rms\x18\x07 \x03(\x0b\x32\x19.foresight.trainer.v1.Arm\x12\x0c\n\x04salt\x18\x08 \x01(\t\"V\n\x16GetModelVersionRequest\x12-\n\x05model\x18\x01 \x01(\x0b\x32\x1e.foresight.types.v1.VersionRef\x12\r\n\x05\x61lias\x18\x02 \x01(\t\"N\n\x17GetModelVersionResponse\x12\x33\n\x07version\x18\x01 \x01(\x0b\x32\".foresight.trainer.v1.ModelVersion\")\n\x18ListModelVersionsRequest\x12\r\n\x05model\x18\x01 \x01(\t\"Q\n\x19ListModelVersionsResponse\x12\x34\n\x08versions\x18\x01 \x03(\x0b\x32\".foresight.trainer.v1.ModelVersion\"O\n\x0fSetAliasRequest\x12-\n\x05model\x18\x01 \x01(\x0b\x32\x1e.foresight.types.v1.VersionRef\x12\r\n\x05\x61lias\x18\x02 \x01(\t\"G\n\x10SetAliasResponse\x12\x33\n\x07version\x18\x01 \x01(\x0b\x32\".foresight.trainer.v1.ModelVersion\"\x98\x01\n\x14SetDeploymentRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12-\n\x05model\x18\x02 \x01(\x0b\x32\x1e.foresight.types.v1.VersionRef\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\x12\'\n\x04\x61rms\x18\x04 \x03(\x0b\x32\x19.foresight.trainer.v1.Arm\x12\x0c\n\x04salt\x18\x05 \x01(\t\"M\n\x15SetDeploymentResponse\x12\x34\n\ndeployment\x18\x01 \x01(\x0b\x32 .foresight.trainer.v1.Deployment\"$\n\x14GetDeploymentRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"M\n\x15GetDeploymentResponse\x12\x34\n\ndeployment\x18\x01 \x01(\x0b\x32 .foresight.trainer.v1.Deployment\"\x18\n\x16ListDeploymentsRequest\"P\n\x17ListDeploymentsResponse\x12\x35\n\x0b\x64\x65ployments\x18\x01 \x03(\x0b\x32 .foresight.trainer.v1.Deployment\"\x19\n\x17WatchDeploymentsRequest\"Q\n\x18WatchDeploymentsResponse\x12\x35\n\x0b\x64\x65ployments\x18\x01 \x03(\x0b\x32 .foresight.trainer.v1.Deployment\")\n\x17\x44ownloadArtifactRequest\x12\x0e\n\x06sha256\x18\x01 \x01(\t\")\n\x18\x44ownloadArtifactResponse\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c*\x92\x01\n\tModelTask\x12\x1a\n\x16MODEL_TASK_UNSPECIFIED\x10\x00\x12$\n MODEL_TASK_BINARY_CLASSIFICATION\x10\x01\x12(\n$MODEL_TASK_MULTICLASS_CLASSIFICATION\x10\x02\x12\x19\n\x15MODEL_TASK_REGRESSION\x10\x03\x32\x85\x07\n\x14ModelRegistryService\x12n\n\x0fGetModelVersion\x12,.foresight.trainer.v1.GetModelVersionRequest\x1a-.foresight.trainer.v1.GetModelVersionResponse\x12t\n\x11ListModelVersions\x12..foresight.trainer.v1.ListModelVersionsRequest\x1a/.foresight.trainer.v1.ListModelVersionsResponse\x12Y\n\x08SetAlias\x12%.foresight.trainer.v1.SetAliasRequest\x1a&.foresight.trainer.v1.SetAliasResponse\x12h\n\rSetDeployment\x12*.foresight.trainer.v1.SetDeploymentRequest\x1a+.foresight.trainer.v1.SetDeploymentResponse\x12h\n\rGetDeployment\x12*.foresight.trainer.v1.GetDeploymentRequest\x1a+.foresight.trainer.v1.GetDeploymentResponse\x12n\n\x0fListDeployments\x12,.foresight.trainer.v1.ListDeploymentsRequest\x1a-.foresight.trainer.v1.ListDeploymentsResponse\x12s\n\x10WatchDeployments\x12-.foresight.trainer.v1.WatchDeploymentsRequest\x1a..foresight.trainer.v1.WatchDeploymentsResponse0\x01\x12s\n\x10\x44ownloadArtifact\x12-.foresight.trainer.v1.DownloadArtifactRequest\x1a..foresight.trainer.v1.DownloadArtifactResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'foresight.trainer.v1.model_registry_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_MODELTASK']._serialized_start=2102
-  _globals['_MODELTASK']._serialized_end=2248
+  _globals['_MODELTASK']._serialized_start=2367
+  _globals['_MODELTASK']._serialized_end=2513
   _globals['_METRIC']._serialized_start=132
   _globals['_METRIC']._serialized_end=169
   _globals['_MODELVERSION']._serialized_start=172
   _globals['_MODELVERSION']._serialized_end=815
-  _globals['_DEPLOYMENT']._serialized_start=818
-  _globals['_DEPLOYMENT']._serialized_end=1052
-  _globals['_GETMODELVERSIONREQUEST']._serialized_start=1054
-  _globals['_GETMODELVERSIONREQUEST']._serialized_end=1140
-  _globals['_GETMODELVERSIONRESPONSE']._serialized_start=1142
-  _globals['_GETMODELVERSIONRESPONSE']._serialized_end=1220
-  _globals['_LISTMODELVERSIONSREQUEST']._serialized_start=1222
-  _globals['_LISTMODELVERSIONSREQUEST']._serialized_end=1263
-  _globals['_LISTMODELVERSIONSRESPONSE']._serialized_start=1265
-  _globals['_LISTMODELVERSIONSRESPONSE']._serialized_end=1346
-  _globals['_SETALIASREQUEST']._serialized_start=1348
-  _globals['_SETALIASREQUEST']._serialized_end=1427
-  _globals['_SETALIASRESPONSE']._serialized_start=1429
-  _globals['_SETALIASRESPONSE']._serialized_end=1500
-  _globals['_SETDEPLOYMENTREQUEST']._serialized_start=1502
-  _globals['_SETDEPLOYMENTREQUEST']._serialized_end=1599
-  _globals['_SETDEPLOYMENTRESPONSE']._serialized_start=1601
-  _globals['_SETDEPLOYMENTRESPONSE']._serialized_end=1678
-  _globals['_GETDEPLOYMENTREQUEST']._serialized_start=1680
-  _globals['_GETDEPLOYMENTREQUEST']._serialized_end=1716
-  _globals['_GETDEPLOYMENTRESPONSE']._serialized_start=1718
-  _globals['_GETDEPLOYMENTRESPONSE']._serialized_end=1795
-  _globals['_LISTDEPLOYMENTSREQUEST']._serialized_start=1797
-  _globals['_LISTDEPLOYMENTSREQUEST']._serialized_end=1821
-  _globals['_LISTDEPLOYMENTSRESPONSE']._serialized_start=1823
-  _globals['_LISTDEPLOYMENTSRESPONSE']._serialized_end=1903
-  _globals['_WATCHDEPLOYMENTSREQUEST']._serialized_start=1905
-  _globals['_WATCHDEPLOYMENTSREQUEST']._serialized_end=1930
-  _globals['_WATCHDEPLOYMENTSRESPONSE']._serialized_start=1932
-  _globals['_WATCHDEPLOYMENTSRESPONSE']._serialized_end=2013
-  _globals['_DOWNLOADARTIFACTREQUEST']._serialized_start=2015
-  _globals['_DOWNLOADARTIFACTREQUEST']._serialized_end=2056
-  _globals['_DOWNLOADARTIFACTRESPONSE']._serialized_start=2058
-  _globals['_DOWNLOADARTIFACTRESPONSE']._serialized_end=2099
-  _globals['_MODELREGISTRYSERVICE']._serialized_start=2251
-  _globals['_MODELREGISTRYSERVICE']._serialized_end=3152
+  _globals['_ARM']._serialized_start=818
+  _globals['_ARM']._serialized_end=969
+  _globals['_DEPLOYMENT']._serialized_start=972
+  _globals['_DEPLOYMENT']._serialized_end=1261
+  _globals['_GETMODELVERSIONREQUEST']._serialized_start=1263
+  _globals['_GETMODELVERSIONREQUEST']._serialized_end=1349
+  _globals['_GETMODELVERSIONRESPONSE']._serialized_start=1351
+  _globals['_GETMODELVERSIONRESPONSE']._serialized_end=1429
+  _globals['_LISTMODELVERSIONSREQUEST']._serialized_start=1431
+  _globals['_LISTMODELVERSIONSREQUEST']._serialized_end=1472
+  _globals['_LISTMODELVERSIONSRESPONSE']._serialized_start=1474
+  _globals['_LISTMODELVERSIONSRESPONSE']._serialized_end=1555
+  _globals['_SETALIASREQUEST']._serialized_start=1557
+  _globals['_SETALIASREQUEST']._serialized_end=1636
+  _globals['_SETALIASRESPONSE']._serialized_start=1638
+  _globals['_SETALIASRESPONSE']._serialized_end=1709
+  _globals['_SETDEPLOYMENTREQUEST']._serialized_start=1712
+  _globals['_SETDEPLOYMENTREQUEST']._serialized_end=1864
+  _globals['_SETDEPLOYMENTRESPONSE']._serialized_start=1866
+  _globals['_SETDEPLOYMENTRESPONSE']._serialized_end=1943
+  _globals['_GETDEPLOYMENTREQUEST']._serialized_start=1945
+  _globals['_GETDEPLOYMENTREQUEST']._serialized_end=1981
+  _globals['_GETDEPLOYMENTRESPONSE']._serialized_start=1983
+  _globals['_GETDEPLOYMENTRESPONSE']._serialized_end=2060
+  _globals['_LISTDEPLOYMENTSREQUEST']._serialized_start=2062
+  _globals['_LISTDEPLOYMENTSREQUEST']._serialized_end=2086
+  _globals['_LISTDEPLOYMENTSRESPONSE']._serialized_start=2088
+  _globals['_LISTDEPLOYMENTSRESPONSE']._serialized_end=2168
+  _globals['_WATCHDEPLOYMENTSREQUEST']._serialized_start=2170
+  _globals['_WATCHDEPLOYMENTSREQUEST']._serialized_end=2195
+  _globals['_WATCHDEPLOYMENTSRESPONSE']._serialized_start=2197
+  _globals['_WATCHDEPLOYMENTSRESPONSE']._serialized_end=2278
+  _globals['_DOWNLOADARTIFACTREQUEST']._serialized_start=2280
+  _globals['_DOWNLOADARTIFACTREQUEST']._serialized_end=2321
+  _globals['_DOWNLOADARTIFACTRESPONSE']._serialized_start=2323
+  _globals['_DOWNLOADARTIFACTRESPONSE']._serialized_end=2364
+  _globals['_MODELREGISTRYSERVICE']._serialized_start=2516
+  _globals['_MODELREGISTRYSERVICE']._serialized_end=3417
 # @@protoc_insertion_point(module_scope)

@@ -192,6 +192,50 @@ class ModelVersion(_message.Message):
 Global___ModelVersion: _TypeAlias = ModelVersion  # noqa: Y015
 
 @_typing.final
+class Arm(_message.Message):
+    """One of the versions that a deployment serves."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
+    SHADOW_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Name within the deployment, the same rules as for groups."""
+    weight: _builtins.int
+    """Share of the entities, in proportion to the sum over the arms: 0 to 10,000. 0: only those who force it. Of a shadow
+    always 0.
+    """
+    shadow: _builtins.bool
+    """True: scores what the others answer, for the log alone; it never delays or fails an answer."""
+    @_builtins.property
+    def model(self) -> _types_pb2.VersionRef:
+        """Version; version 0 in a request: the latest."""
+
+    @_builtins.property
+    def version(self) -> Global___ModelVersion:
+        """Set by the server only: the version in full."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        model: _types_pb2.VersionRef | None = ...,
+        weight: _builtins.int = ...,
+        shadow: _builtins.bool = ...,
+        version: Global___ModelVersion | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "version", b"version"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "name", b"name", "shadow", b"shadow", "version", b"version", "weight", b"weight"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Arm: _TypeAlias = Arm  # noqa: Y015
+
+@_typing.final
 class Deployment(_message.Message):
     """What clients call."""
 
@@ -203,10 +247,14 @@ class Deployment(_message.Message):
     ETAG_FIELD_NUMBER: _builtins.int
     UPDATED_AT_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
+    ARMS_FIELD_NUMBER: _builtins.int
+    SALT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The same rules as for groups."""
     etag: _builtins.str
     """Changes with every change of the deployment."""
+    salt: _builtins.str
+    """Entities are assigned to arms by a hash of their keys and this: the same salt, the same arms."""
     @_builtins.property
     def model(self) -> _types_pb2.VersionRef:
         """Version that answers."""
@@ -223,6 +271,12 @@ class Deployment(_message.Message):
     def version(self) -> Global___ModelVersion:
         """Model version in full."""
 
+    @_builtins.property
+    def arms(self) -> _containers.RepeatedCompositeFieldContainer[Global___Arm]:
+        """The versions that it serves, 1 to 16; at most 4 shadows. `model`, `view` and `version` are those of the first arm,
+        which is no shadow and has a weight.
+        """
+
     def __init__(
         self,
         *,
@@ -232,10 +286,12 @@ class Deployment(_message.Message):
         etag: _builtins.str = ...,
         updated_at: _timestamp_pb2.Timestamp | None = ...,
         version: Global___ModelVersion | None = ...,
+        arms: _abc.Iterable[Global___Arm] | None = ...,
+        salt: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "updated_at", b"updated_at", "version", b"version", "view", b"view"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "model", b"model", "name", b"name", "updated_at", b"updated_at", "version", b"version", "view", b"view"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arms", b"arms", "etag", b"etag", "model", b"model", "name", b"name", "salt", b"salt", "updated_at", b"updated_at", "version", b"version", "view", b"view"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -400,13 +456,23 @@ class SetDeploymentRequest(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
+    ARMS_FIELD_NUMBER: _builtins.int
+    SALT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name of the deployment."""
     etag: _builtins.str
     """Etag that the caller read; empty: whatever is there."""
+    salt: _builtins.str
+    """At most 64 bytes; empty keeps the deployment's salt, or makes one of its name."""
     @_builtins.property
     def model(self) -> _types_pb2.VersionRef:
-        """Version to serve; version 0: the latest."""
+        """Version to serve alone; version 0: the latest. Either this or `arms`."""
+
+    @_builtins.property
+    def arms(self) -> _containers.RepeatedCompositeFieldContainer[Global___Arm]:
+        """Versions to serve side by side. All have the same task, label and classes, and views with the same entity keys and
+        request features. The first is no shadow and has a weight.
+        """
 
     def __init__(
         self,
@@ -414,10 +480,12 @@ class SetDeploymentRequest(_message.Message):
         name: _builtins.str = ...,
         model: _types_pb2.VersionRef | None = ...,
         etag: _builtins.str = ...,
+        arms: _abc.Iterable[Global___Arm] | None = ...,
+        salt: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "model", b"model", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arms", b"arms", "etag", b"etag", "model", b"model", "name", b"name", "salt", b"salt"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
