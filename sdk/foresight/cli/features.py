@@ -14,7 +14,7 @@ from foresight.cli.arguments import Json, State, load_module, open_client
 from foresight.cli.files import check_columns, check_rows, read_file, read_pieces
 from foresight.cli.output_files import check_suffix, json_rows, write_file
 from foresight.cli.terminal import instant, note, show, table, working
-from foresight.client import FeatureGroup, FeatureView, Field, InvalidValue
+from foresight.client import FeatureGroup, FeatureView, Field, InvalidValue, MissingPolicy, ViewFeature
 from foresight.client.frames import DELETED, EVENT_TIME, KNOWN_AT
 
 PANEL = "Features"
@@ -86,6 +86,12 @@ def views(state: State = None, as_json: Json = False) -> None:
             "version": v.version,
             "keys": _typed(v.entity_keys),
             "groups": [f"{s.group} v{s.group_version}" for s in v.sources],
+            "if_missing": [
+                f"{s.name_of(f)}: {_policy(f)}"
+                for s in v.sources
+                for f in s.features
+                if f.missing is not MissingPolicy.NULL
+            ],
             "request_features": [f.name for f in v.request_features],
             "transforms": [t.output.name for t in v.transforms],
             "label": f"{v.label.name} {v.label.type.value}",
@@ -182,3 +188,11 @@ def _about(thing: FeatureGroup | FeatureView) -> dict[str, object]:
 
 def _typed(fields: tuple[Field, ...]) -> list[str]:
     return [f"{field.name} {field.type.value}" for field in fields]
+
+
+def _policy(feature: ViewFeature) -> str:
+    """What happens when the feature has no value."""
+    default = None if feature.default is None else feature.default.python(0)
+    if feature.missing is MissingPolicy.LAST_KNOWN:
+        return f"last known up to {feature.last_known_max_age}, else {'fail' if default is None else default}"
+    return f"default {default}" if feature.missing is MissingPolicy.DEFAULT else "fail"

@@ -45,6 +45,7 @@ class MissingPolicy(enum.IntEnum):
     NULL = 1
     DEFAULT = 2
     FAIL = 3
+    LAST_KNOWN = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,19 +106,34 @@ class FeatureGroup:
 
 @dataclass(frozen=True, slots=True)
 class ViewFeature:
-    """One feature taken from a group. `name` is its name in the view; '' means prefix + feature."""
+    """One feature taken from a group. `name` is its name in the view; '' means prefix + feature.
+
+    `default`: one value, required by the policy DEFAULT, optional with LAST_KNOWN, whose `last_known_max_age` says how
+    old a last known value may be, counted from its row's event time.
+    """
 
     feature: str
     name: str = ""
     missing: MissingPolicy = MissingPolicy.NULL
     default: Column | None = None
+    last_known_max_age: timedelta | None = None
 
     def __post_init__(self) -> None:
         check_name(self.feature, "feature")
         if self.name:
             check_name(self.name, "name")
-        if (self.missing is MissingPolicy.DEFAULT) != (self.default is not None):
-            raise InvalidValue("default_value", f"of {self.feature} goes with the policy DEFAULT, and only with it")
+        last_known = self.missing is MissingPolicy.LAST_KNOWN
+        if not last_known and (self.missing is MissingPolicy.DEFAULT) != (self.default is not None):
+            raise InvalidValue(
+                "default_value",
+                f"of {self.feature} goes with DEFAULT, which needs it, and LAST_KNOWN",
+            )
+        if last_known != (self.last_known_max_age is not None):
+            raise InvalidValue(
+                "last_known_max_age", f"of {self.feature} goes with the policy LAST_KNOWN, and only with it"
+            )
+        if self.last_known_max_age is not None and not timedelta(0) < self.last_known_max_age <= MAX_AGE_MAX:
+            raise InvalidValue("last_known_max_age", f"of {self.feature} is not positive and at most 100 years")
         if self.default is not None and (len(self.default) != 1 or self.default.valid is not None):
             raise InvalidValue("default_value", f"of {self.feature} is not one value")
 

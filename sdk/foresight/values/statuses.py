@@ -13,3 +13,5 @@ class FeatureStatus(enum.IntEnum):
     NOT_FOUND = 3
     EXPIRED = 4
     FUTURE = 5
+    # The feature store did not answer: said by predictors, never by the feature store.
+    UNAVAILABLE = 6

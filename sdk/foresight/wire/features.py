@@ -42,6 +42,7 @@ _POLICIES: dict[MissingPolicy, registry_pb2.MissingPolicy.ValueType] = {
     MissingPolicy.NULL: registry_pb2.MISSING_POLICY_NULL,
     MissingPolicy.DEFAULT: registry_pb2.MISSING_POLICY_DEFAULT,
     MissingPolicy.FAIL: registry_pb2.MISSING_POLICY_FAIL,
+    MissingPolicy.LAST_KNOWN: registry_pb2.MISSING_POLICY_LAST_KNOWN,
 }
 
 
@@ -201,6 +202,7 @@ def _encode_source(source: ViewSource) -> registry_pb2.ViewSource:
                 name=f.name,
                 missing=_POLICIES[f.missing],
                 default_value=encode_column(f.default) if f.default is not None else None,
+                last_known_max_age=encode_duration(f.last_known_max_age) if f.last_known_max_age is not None else None,
             )
             for f in source.features
         ],
@@ -227,7 +229,7 @@ def _decode_source(message: registry_pb2.ViewSource) -> ViewSource:
 
 
 def _decode_feature(message: registry_pb2.ViewFeature) -> ViewFeature:
-    if message.missing not in (0, 1, 2, 3):
+    if message.missing not in (0, *_POLICIES):
         raise InvalidValue("sources.features.missing", "is not a known policy")
     return ViewFeature(
         feature=message.feature,
@@ -235,5 +237,8 @@ def _decode_feature(message: registry_pb2.ViewFeature) -> ViewFeature:
         missing=MissingPolicy(message.missing or MissingPolicy.NULL),
         default=decode_column(message.default_value, "sources.features.default_value")
         if message.HasField("default_value")
+        else None,
+        last_known_max_age=decode_duration(message.last_known_max_age, "sources.features.last_known_max_age")
+        if message.HasField("last_known_max_age")
         else None,
     )

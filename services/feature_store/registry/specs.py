@@ -118,26 +118,30 @@ def _dump_source(source: ViewSource) -> dict[str, Any]:
         "keys": dict(sorted(source.keys.items())),
         "prefix": source.prefix,
         "max_age_us": None if source.max_age is None else source.max_age // _MICROSECOND,
-        "features": [
-            {
-                "feature": f.feature,
-                "name": f.name,
-                "missing": f.missing.name,
-                "default": None if f.default is None else dump_value(f.default),
-            }
-            for f in source.features
-        ],
+        "features": [_dump_feature(f) for f in source.features],
     }
 
 
+def _dump_feature(feature: ViewFeature) -> dict[str, Any]:
+    content = {
+        "feature": feature.feature,
+        "name": feature.name,
+        "missing": feature.missing.name,
+        "default": None if feature.default is None else dump_value(feature.default),
+    }
+    # Only where there is one: views that were registered before there was the policy keep their content.
+    if feature.last_known_max_age is not None:
+        content["last_known_max_age_us"] = feature.last_known_max_age // _MICROSECOND
+    return content
+
+
 def _load_source(content: dict[str, Any]) -> ViewSource:
-    age_us = content["max_age_us"]
     return ViewSource(
         group=content["group"],
         group_version=content["group_version"],
         keys=content["keys"],
         prefix=content["prefix"],
-        max_age=None if age_us is None else timedelta(microseconds=age_us),
+        max_age=_load_age(content["max_age_us"]),
         features=tuple(
             ViewFeature(
                 f["feature"],
@@ -146,10 +150,15 @@ def _load_source(content: dict[str, Any]) -> ViewSource:
                 None
                 if f["default"] is None
                 else load_value(f["name"] or content["prefix"] + f["feature"], f["default"]),
+                _load_age(f.get("last_known_max_age_us")),
             )
             for f in content["features"]
         ),
     )
+
+
+def _load_age(age_us: int | None) -> timedelta | None:
+    return None if age_us is None else timedelta(microseconds=age_us)
 
 
 def dump_value(column: Column) -> dict[str, Any]:

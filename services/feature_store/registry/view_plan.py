@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
-from foresight.values import Column, FeatureView, Field, MissingPolicy, ViewSource
+from foresight.values import Column, FeatureView, Field, ViewSource
 from services.feature_store.groups import StoredGroup
 
 
@@ -16,7 +16,7 @@ class SourcePlan:
 
     `key_positions`: for each key of the group its position among the view's entity keys. `positions`: for each feature
     taken its position among the group's features. `fields` have the view's names. `defaults` are one-row columns, for
-    the features whose policy is DEFAULT.
+    the features that have one: under DEFAULT, and under LAST_KNOWN as nothing is known of what some replica served.
     """
 
     group: StoredGroup
@@ -57,5 +57,5 @@ def _plan(view: FeatureView, source: ViewSource, stored: StoredGroup) -> SourceP
             Field(source.name_of(f), field.type, field.dimension)
             for f, (_, field) in zip(source.features, taken, strict=True)
         ),
-        defaults=tuple(f.default if f.missing is MissingPolicy.DEFAULT else None for f in source.features),
+        defaults=tuple(f.default for f in source.features),
     )

@@ -38,12 +38,16 @@ def test_every_value_of_the_client_becomes_json() -> None:
     )
     assert plain(source) == {
         "group": "weather",
-        "features": [{"feature": "wind", "name": "", "missing": "default", "default": [1.5]}],
+        "features": [
+            {"feature": "wind", "name": "", "missing": "default", "default": [1.5], "last_known_max_age": None}
+        ],
         "max_age_s": 3600.0,
         "keys": {},
         "prefix": "",
         "group_version": 0,
     }
+    known = ViewFeature("wind", missing=MissingPolicy.LAST_KNOWN, last_known_max_age=timedelta(minutes=5))
+    assert (plain(known)["missing"], plain(known)["last_known_max_age_s"]) == ("last_known", 300.0)
     assert plain(Field("a", DataType.INT64))["type"] == "int64"
     assert plain([VersionRef("m", 2), FeatureStatus.NOT_FOUND]) == [{"name": "m", "version": 2}, "not_found"]
     assert plain(NOON.astimezone(timezone(timedelta(hours=-5)))) == "2013-03-01T12:00:00Z"

@@ -137,6 +137,19 @@ def test_content_survives_being_stored() -> None:
     assert widened.defaults.keys() == added.keys()
 
 
+def test_a_last_known_age_is_part_of_the_content_and_views_without_one_keep_theirs() -> None:
+    """Another age is another view; what was stored before there was the policy is the same text."""
+    feature = ViewFeature("wind", missing=MissingPolicy.LAST_KNOWN, last_known_max_age=timedelta(minutes=5))
+    longer = replace(feature, last_known_max_age=timedelta(minutes=5, microseconds=1))
+    plain, known, longer_known = (
+        derive_view(view(ViewSource("weather", (f,))), [WEATHER]) for f in (ViewFeature("wind"), feature, longer)
+    )
+    assert "last_known" not in dump_view(plain)
+    assert len({dump_view(v) for v in (plain, known, longer_known)}) == 3
+    for before in (plain, known, longer_known):
+        assert load_view("judged", 1, NOW, dump_view(before)).sources == before.sources
+
+
 def test_the_widest_view_has_room_in_its_log_group() -> None:
     """Features, keys, origin and outputs together are more than an ordinary group may have."""
     wide = replace(WEATHER, features=tuple(Field(f"f{i}", DataType.INT64) for i in range(512)))

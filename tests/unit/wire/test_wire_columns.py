@@ -192,6 +192,15 @@ VIEW = FeatureView(
                     "gust", missing=MissingPolicy.DEFAULT, default=Column.build("gust", DataType.FLOAT64, [0.0])
                 ),
                 ViewFeature("rain", missing=MissingPolicy.FAIL),
+                ViewFeature(
+                    "fog", missing=MissingPolicy.LAST_KNOWN, last_known_max_age=timedelta(minutes=5, microseconds=1)
+                ),
+                ViewFeature(
+                    "ice",
+                    missing=MissingPolicy.LAST_KNOWN,
+                    default=Column.build("ice", DataType.BOOL, [False]),
+                    last_known_max_age=timedelta(days=36_525),
+                ),
             ),
             timedelta(hours=3, microseconds=1),
             {"origin": "departure"},
@@ -214,6 +223,7 @@ def test_groups_and_views_come_back() -> None:
     decoded = decode_view(encode_view(VIEW))
     for mine, theirs in zip(VIEW.sources[0].features, decoded.sources[0].features, strict=True):
         assert (mine.feature, mine.name, mine.missing) == (theirs.feature, theirs.name, theirs.missing)
+        assert mine.last_known_max_age == theirs.last_known_max_age
         assert (mine.default is None) == (theirs.default is None)
         if mine.default is not None and theirs.default is not None:
             assert mine.default.equals(theirs.default)
@@ -225,6 +235,11 @@ Change = Callable[[registry_pb2.FeatureView], object]
 BAD_VIEWS: dict[str, Change] = {
     "a group key mapped twice": lambda v: v.sources[0].keys.add(group_key="origin", view_key="x"),
     "an unknown policy": lambda v: setattr(v.sources[0].features[0], "missing", 9),
+    "a last known value without an age": lambda v: setattr(v.sources[0].features[0], "missing", 4),
+    "an age without the policy": lambda v: setattr(v.sources[0].features[3], "missing", 1),
+    "a last known age of nothing": lambda v: setattr(v.sources[0].features[4].last_known_max_age, "seconds", 0),
+    "a last known age over 100 years": lambda v: setattr(v.sources[0].features[4].last_known_max_age, "nanos", 1_000),
+    "a last known age of no duration": lambda v: setattr(v.sources[0].features[4].last_known_max_age, "nanos", 2**30),
     "a negative max age": lambda v: setattr(v.sources[0].max_age, "seconds", -1),
     "a max age of 101 years": lambda v: setattr(v.sources[0].max_age, "seconds", 101 * 366 * 86_400),
     "a max age of no duration": lambda v: setattr(v.sources[0].max_age, "nanos", 2**31 - 1),

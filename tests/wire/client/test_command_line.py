@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,8 @@ from foresight.logger.v1 import outcome_pb2, prediction_log_pb2
 from foresight.predictor.v1 import prediction_pb2
 from foresight.tables import decode_table, encode_table
 from foresight.trainer.v1 import batch_prediction_pb2, flywheel_pb2, model_registry_pb2, training_pb2
-from foresight.values import Column, DataType, InvalidValue, Violation
-from foresight.wire import decode_column, encode_column, encode_group, encode_instant
+from foresight.values import Column, DataType, InvalidValue, MissingPolicy, ViewFeature, ViewSource, Violation
+from foresight.wire import decode_column, decode_view, encode_column, encode_group, encode_instant, encode_view
 from services.runtime import errors
 from tests.wire.client.delays import HOUR, NOON, WEATHER, described_view, ref
 from tests.wire.client.fake_foresight import FakeForesight, Gateway, pieces, tables
@@ -106,6 +108,22 @@ def test_groups_and_views_are_listed(run: Run, fake: FakeForesight) -> None:
     assert "late bool" in run("views").stdout
     [view] = _json(run("views", "--json"))
     assert (view["version"], view["sources"][0]["max_age_s"]) == (3, 3600.0)
+    careful = replace(
+        decode_view(described_view().view),
+        sources=(
+            ViewSource(
+                "weather",
+                (
+                    ViewFeature("wind", missing=MissingPolicy.FAIL),
+                    ViewFeature("gust", missing=MissingPolicy.LAST_KNOWN, last_known_max_age=timedelta(minutes=5)),
+                ),
+            ),
+        ),
+    )
+    fake.on("ListFeatureViews", registry_pb2.ListFeatureViewsResponse(views=[encode_view(careful)]))
+    shown = run("views").stdout
+    assert "wind: fail" in shown
+    assert "gust: last known up to 0:05:00, else fail" in shown
 
 
 def test_ingest_writes_a_file_as_one_commit(run: Run, fake: FakeForesight, file: Any) -> None:

@@ -62,11 +62,15 @@ class _MissingPolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Missing
     """The prediction fails with NOT_FOUND, reason FEATURE_MISSING; with UNAVAILABLE when the feature store is away."""
     MISSING_POLICY_LAST_KNOWN: _MissingPolicy.ValueType  # 4
     """The model gets the value that this replica last served for the entity, unless it is older than the feature's
-    last_known_max_age at the event time. Where there is none: the default when the feature has one, else as FAIL.
+    last_known_max_age at the event time, not earlier than the event time, or not confirmed by the feature store for
+    long (see the predictor's settings). Not when the row is NOT_FOUND: what was deleted does not come back. Where there
+    is none: the default when the feature has one, else as FAIL. Training data get the default, or NULL.
     """
 
 class MissingPolicy(_MissingPolicy, metaclass=_MissingPolicyEnumTypeWrapper):
-    """What a missing, NULL, expired or future feature becomes before it reaches the model."""
+    """What a missing, NULL, expired or future feature becomes before it reaches the model, and one that is not known as the
+    feature store is away.
+    """
 
 MISSING_POLICY_UNSPECIFIED: MissingPolicy.ValueType  # 0
 """Not set: read as MISSING_POLICY_NULL."""
@@ -78,7 +82,9 @@ MISSING_POLICY_FAIL: MissingPolicy.ValueType  # 3
 """The prediction fails with NOT_FOUND, reason FEATURE_MISSING; with UNAVAILABLE when the feature store is away."""
 MISSING_POLICY_LAST_KNOWN: MissingPolicy.ValueType  # 4
 """The model gets the value that this replica last served for the entity, unless it is older than the feature's
-last_known_max_age at the event time. Where there is none: the default when the feature has one, else as FAIL.
+last_known_max_age at the event time, not earlier than the event time, or not confirmed by the feature store for
+long (see the predictor's settings). Not when the row is NOT_FOUND: what was deleted does not come back. Where there
+is none: the default when the feature has one, else as FAIL. Training data get the default, or NULL.
 """
 Global___MissingPolicy: _TypeAlias = MissingPolicy  # noqa: Y015
 

@@ -26,7 +26,7 @@ from foresight.types.v1 import types_pb2 as foresight_dot_types_dot_v1_dot_types
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(foresight/logger/v1/prediction_log.proto\x12\x13\x66oresight.logger.v1\x1a\x1e\x66oresight/types/v1/types.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd6\x06\n\x10PredictionRecord\x12\x0f\n\x07replica\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12\x16\n\x0e\x66irst_sequence\x18\x03 \x01(\x04\x12\x16\n\x0eprediction_ids\x18\x04 \x03(\t\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12\x0e\n\x06\x63\x61ller\x18\x06 \x01(\t\x12\x12\n\ndeployment\x18\x07 \x01(\t\x12-\n\x05model\x18\x08 \x01(\x0b\x32\x1e.foresight.types.v1.VersionRef\x12\x14\n\x0cmodel_sha256\x18\t \x01(\t\x12,\n\x04view\x18\n \x01(\x0b\x32\x1e.foresight.types.v1.VersionRef\x12\x19\n\x11transforms_sha256\x18\x0b \x01(\t\x12\x16\n\x0e\x61pplied_commit\x18\x0c \x01(\x04\x12.\n\nevent_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tserved_at\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nlatency_us\x18\x0f \x01(\x04\x12/\n\x0b\x65ntity_keys\x18\x10 \x03(\x0b\x32\x1a.foresight.types.v1.Column\x12\x34\n\x10request_features\x18\x11 \x03(\x0b\x32\x1a.foresight.types.v1.Column\x12\x34\n\x08\x66\x65\x61tures\x18\x12 \x03(\x0b\x32\".foresight.logger.v1.LoggedFeature\x12\x32\n\x07sources\x18\x13 \x03(\x0b\x32!.foresight.logger.v1.LoggedSource\x12+\n\x07outputs\x18\x14 \x03(\x0b\x32\x1a.foresight.types.v1.Column\x12\x19\n\x11\x66orgotten_offsets\x18\x15 \x03(\r\x12\x0b\n\x03\x61rm\x18\x16 \x01(\t\x12\x17\n\x0f\x61rm_probability\x18\x17 \x01(\x01\x12\x12\n\narm_forced\x18\x18 \x01(\x08\x12\x0e\n\x06shadow\x18\x19 \x01(\x08\x12\x19\n\x11\x63lient_request_id\x18\x1a \x01(\t\x12\x1d\n\x15repeats_prediction_id\x18\x1b \x01(\t\"_\n\rLoggedFeature\x12*\n\x06\x63olumn\x18\x01 \x01(\x0b\x32\x1a.foresight.types.v1.Column\x12\x10\n\x08statuses\x18\x02 \x01(\x0c\x12\x10\n\x08policies\x18\x03 \x01(\x0c\"i\n\x0cLoggedSource\x12-\n\x05group\x18\x01 \x01(\x0b\x32\x1e.foresight.types.v1.VersionRef\x12\x19\n\x11\x65vent_time_micros\x18\x02 \x03(\x10\x12\x0f\n\x07\x63ommits\x18\x03 \x03(\x04\"w\n\x10QuarantinedRange\x12\x0f\n\x07replica\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12\x16\n\x0e\x66irst_sequence\x18\x03 \x01(\x04\x12\x15\n\rlast_sequence\x18\x04 \x01(\x04\x12\x0e\n\x06reason\x18\x05 \x01(\t\"\x8a\x01\n\x14\x41ppendRecordsRequest\x12\x36\n\x07records\x18\x01 \x03(\x0b\x32%.foresight.logger.v1.PredictionRecord\x12:\n\x0bquarantined\x18\x02 \x03(\x0b\x32%.foresight.logger.v1.QuarantinedRange\"M\n\x15\x41ppendRecordsResponse\x12\x10\n\x08\x61ppended\x18\x01 \x01(\x04\x12\x12\n\nduplicates\x18\x02 \x01(\x04\x12\x0e\n\x06\x63ommit\x18\x03 \x01(\x04\"3\n\x0eReadLogRequest\x12\x0e\n\x06\x63ursor\x18\x01 \x01(\x04\x12\x11\n\tpage_size\x18\x02 \x01(\r\"\x93\x01\n\x08LogEntry\x12\x0e\n\x06\x63ommit\x18\x01 \x01(\x04\x12\x37\n\x06record\x18\x02 \x01(\x0b\x32%.foresight.logger.v1.PredictionRecordH\x00\x12\x35\n\x07outcome\x18\x03 \x01(\x0b\x32\".foresight.logger.v1.LoggedOutcomeH\x00\x42\x07\n\x05\x65ntry\"\xd6\x01\n\rLoggedOutcome\x12\x15\n\rprediction_id\x18\x01 \x01(\t\x12\x12\n\ndeployment\x18\x02 \x01(\t\x12,\n\x04view\x18\x03 \x01(\x0b\x32\x1e.foresight.types.v1.VersionRef\x12)\n\x05value\x18\x04 \x01(\x0b\x32\x1a.foresight.types.v1.Column\x12/\n\x0bobserved_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08revision\x18\x06 \x01(\r\"_\n\x0fReadLogResponse\x12.\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x1d.foresight.logger.v1.LogEntry\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\x04\x12\x0c\n\x04head\x18\x03 \x01(\x04\"-\n\x14GetPredictionRequest\x12\x15\n\rprediction_id\x18\x01 \x01(\t\"\x90\x01\n\x15GetPredictionResponse\x12\x35\n\x06record\x18\x01 \x01(\x0b\x32%.foresight.logger.v1.PredictionRecord\x12\x0b\n\x03row\x18\x02 \x01(\r\x12\x33\n\x07outcome\x18\x03 \x01(\x0b\x32\".foresight.logger.v1.LoggedOutcome\"\x12\n\x10GetLedgerRequest\"Q\n\x11GetLedgerResponse\x12<\n\x0cincarnations\x18\x01 \x03(\x0b\x32&.foresight.logger.v1.IncarnationLedger\"\x8c\x01\n\x11IncarnationLedger\x12\x0f\n\x07replica\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12\x18\n\x10highest_sequence\x18\x03 \x01(\x04\x12\x0e\n\x06logged\x18\x04 \x01(\x04\x12\x13\n\x0bquarantined\x18\x05 \x01(\x04\x12\x12\n\nduplicates\x18\x06 \x01(\x04\"\xae\x01\n\x18\x46orgetPredictionsRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x31\n\rserved_before\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12<\n\nselections\x18\x03 \x03(\x0b\x32(.foresight.logger.v1.PredictionSelection\x12\r\n\x05\x61\x66ter\x18\x04 \x01(\x04\"\x83\x01\n\x13PredictionSelection\x12-\n\x05views\x18\x01 \x03(\x0b\x32\x1e.foresight.types.v1.VersionRef\x12(\n\x04keys\x18\x02 \x03(\x0b\x32\x1a.foresight.types.v1.Column\x12\x13\n\x0b\x65ntity_keys\x18\x03 \x03(\t\"a\n\x19\x46orgetPredictionsResponse\x12\x13\n\x0bpredictions\x18\x01 \x01(\x04\x12\x10\n\x08outcomes\x18\x02 \x01(\x04\x12\x10\n\x08position\x18\x03 \x01(\x04\x12\x0b\n\x03\x65nd\x18\x04 \x01(\x04\x32\x8c\x04\n\x14PredictionLogService\x12\x66\n\rAppendRecords\x12).foresight.logger.v1.AppendRecordsRequest\x1a*.foresight.logger.v1.AppendRecordsResponse\x12T\n\x07ReadLog\x12#.foresight.logger.v1.ReadLogRequest\x1a$.foresight.logger.v1.ReadLogResponse\x12\x66\n\rGetPrediction\x12).foresight.logger.v1.GetPredictionRequest\x1a*.foresight.logger.v1.GetPredictionResponse\x12Z\n\tGetLedger\x12%.foresight.logger.v1.GetLedgerRequest\x1a&.foresight.logger.v1.GetLedgerResponse\x12r\n\x11\x46orgetPredictions\x12-.foresight.logger.v1.ForgetPredictionsRequest\x1a..foresight.logger.v1.ForgetPredictionsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(foresight/logger/v1/prediction_log.proto\x12\x13\x66oresight.logger.v1\x1a\x1e\x66oresight/types/v1/types.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd6\x06\n\x10PredictionRecord\x12\x0f\n\x07replica\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12\x16\n\x0e\x66irst_sequence\x18\x03 \x01(\x04\x12\x16\n\x0eprediction_ids\x18\x04 \x03(\t\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12\x0e\n\x06\x63\x61ller\x18\x06 \x01(\t\x12\x12\n\ndeployment\x18\x07 \x01(\t\x12-\n\x05model\x18\x08 \x01(\x0b\x32\x1e.foresight.types.v1.VersionRef\x12\x14\n\x0cmodel_sha256\x18\t \x01(\t\x12,\n\x04view\x18\n \x01(\x0b\x32\x1e.foresight.types.v1.VersionRef\x12\x19\n\x11transforms_sha256\x18\x0b \x01(\t\x12\x16\n\x0e\x61pplied_commit\x18\x0c \x01(\x04\x12.\n\nevent_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tserved_at\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nlatency_us\x18\x0f \x01(\x04\x12/\n\x0b\x65ntity_keys\x18\x10 \x03(\x0b\x32\x1a.foresight.types.v1.Column\x12\x34\n\x10request_features\x18\x11 \x03(\x0b\x32\x1a.foresight.types.v1.Column\x12\x34\n\x08\x66\x65\x61tures\x18\x12 \x03(\x0b\x32\".foresight.logger.v1.LoggedFeature\x12\x32\n\x07sources\x18\x13 \x03(\x0b\x32!.foresight.logger.v1.LoggedSource\x12+\n\x07outputs\x18\x14 \x03(\x0b\x32\x1a.foresight.types.v1.Column\x12\x19\n\x11\x66orgotten_offsets\x18\x15 \x03(\r\x12\x0b\n\x03\x61rm\x18\x16 \x01(\t\x12\x17\n\x0f\x61rm_probability\x18\x17 \x01(\x01\x12\x12\n\narm_forced\x18\x18 \x01(\x08\x12\x0e\n\x06shadow\x18\x19 \x01(\x08\x12\x19\n\x11\x63lient_request_id\x18\x1a \x01(\t\x12\x1d\n\x15repeats_prediction_id\x18\x1b \x01(\t\"\xa1\x01\n\rLoggedFeature\x12*\n\x06\x63olumn\x18\x01 \x01(\x0b\x32\x1a.foresight.types.v1.Column\x12\x10\n\x08statuses\x18\x02 \x01(\x0c\x12\x10\n\x08policies\x18\x03 \x01(\x0c\x12$\n\x1clast_known_event_time_micros\x18\x04 \x03(\x10\x12\x1a\n\x12last_known_commits\x18\x05 \x03(\x04\"i\n\x0cLoggedSource\x12-\n\x05group\x18\x01 \x01(\x0b\x32\x1e.foresight.types.v1.VersionRef\x12\x19\n\x11\x65vent_time_micros\x18\x02 \x03(\x10\x12\x0f\n\x07\x63ommits\x18\x03 \x03(\x04\"w\n\x10QuarantinedRange\x12\x0f\n\x07replica\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12\x16\n\x0e\x66irst_sequence\x18\x03 \x01(\x04\x12\x15\n\rlast_sequence\x18\x04 \x01(\x04\x12\x0e\n\x06reason\x18\x05 \x01(\t\"\x8a\x01\n\x14\x41ppendRecordsRequest\x12\x36\n\x07records\x18\x01 \x03(\x0b\x32%.foresight.logger.v1.PredictionRecord\x12:\n\x0bquarantined\x18\x02 \x03(\x0b\x32%.foresight.logger.v1.QuarantinedRange\"M\n\x15\x41ppendRecordsResponse\x12\x10\n\x08\x61ppended\x18\x01 \x01(\x04\x12\x12\n\nduplicates\x18\x02 \x01(\x04\x12\x0e\n\x06\x63ommit\x18\x03 \x01(\x04\"3\n\x0eReadLogRequest\x12\x0e\n\x06\x63ursor\x18\x01 \x01(\x04\x12\x11\n\tpage_size\x18\x02 \x01(\r\"\x93\x01\n\x08LogEntry\x12\x0e\n\x06\x63ommit\x18\x01 \x01(\x04\x12\x37\n\x06record\x18\x02 \x01(\x0b\x32%.foresight.logger.v1.PredictionRecordH\x00\x12\x35\n\x07outcome\x18\x03 \x01(\x0b\x32\".foresight.logger.v1.LoggedOutcomeH\x00\x42\x07\n\x05\x65ntry\"\xd6\x01\n\rLoggedOutcome\x12\x15\n\rprediction_id\x18\x01 \x01(\t\x12\x12\n\ndeployment\x18\x02 \x01(\t\x12,\n\x04view\x18\x03 \x01(\x0b\x32\x1e.foresight.types.v1.VersionRef\x12)\n\x05value\x18\x04 \x01(\x0b\x32\x1a.foresight.types.v1.Column\x12/\n\x0bobserved_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08revision\x18\x06 \x01(\r\"_\n\x0fReadLogResponse\x12.\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x1d.foresight.logger.v1.LogEntry\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\x04\x12\x0c\n\x04head\x18\x03 \x01(\x04\"-\n\x14GetPredictionRequest\x12\x15\n\rprediction_id\x18\x01 \x01(\t\"\x90\x01\n\x15GetPredictionResponse\x12\x35\n\x06record\x18\x01 \x01(\x0b\x32%.foresight.logger.v1.PredictionRecord\x12\x0b\n\x03row\x18\x02 \x01(\r\x12\x33\n\x07outcome\x18\x03 \x01(\x0b\x32\".foresight.logger.v1.LoggedOutcome\"\x12\n\x10GetLedgerRequest\"Q\n\x11GetLedgerResponse\x12<\n\x0cincarnations\x18\x01 \x03(\x0b\x32&.foresight.logger.v1.IncarnationLedger\"\x8c\x01\n\x11IncarnationLedger\x12\x0f\n\x07replica\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12\x18\n\x10highest_sequence\x18\x03 \x01(\x04\x12\x0e\n\x06logged\x18\x04 \x01(\x04\x12\x13\n\x0bquarantined\x18\x05 \x01(\x04\x12\x12\n\nduplicates\x18\x06 \x01(\x04\"\xae\x01\n\x18\x46orgetPredictionsRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x31\n\rserved_before\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12<\n\nselections\x18\x03 \x03(\x0b\x32(.foresight.logger.v1.PredictionSelection\x12\r\n\x05\x61\x66ter\x18\x04 \x01(\x04\"\x83\x01\n\x13PredictionSelection\x12-\n\x05views\x18\x01 \x03(\x0b\x32\x1e.foresight.types.v1.VersionRef\x12(\n\x04keys\x18\x02 \x03(\x0b\x32\x1a.foresight.types.v1.Column\x12\x13\n\x0b\x65ntity_keys\x18\x03 \x03(\t\"a\n\x19\x46orgetPredictionsResponse\x12\x13\n\x0bpredictions\x18\x01 \x01(\x04\x12\x10\n\x08outcomes\x18\x02 \x01(\x04\x12\x10\n\x08position\x18\x03 \x01(\x04\x12\x0b\n\x03\x65nd\x18\x04 \x01(\x04\x32\x8c\x04\n\x14PredictionLogService\x12\x66\n\rAppendRecords\x12).foresight.logger.v1.AppendRecordsRequest\x1a*.foresight.logger.v1.AppendRecordsResponse\x12T\n\x07ReadLog\x12#.foresight.logger.v1.ReadLogRequest\x1a$.foresight.logger.v1.ReadLogResponse\x12\x66\n\rGetPrediction\x12).foresight.logger.v1.GetPredictionRequest\x1a*.foresight.logger.v1.GetPredictionResponse\x12Z\n\tGetLedger\x12%.foresight.logger.v1.GetLedgerRequest\x1a&.foresight.logger.v1.GetLedgerResponse\x12r\n\x11\x46orgetPredictions\x12-.foresight.logger.v1.ForgetPredictionsRequest\x1a..foresight.logger.v1.ForgetPredictionsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,40 +35,40 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_PREDICTIONRECORD']._serialized_start=131
   _globals['_PREDICTIONRECORD']._serialized_end=985
-  _globals['_LOGGEDFEATURE']._serialized_start=987
-  _globals['_LOGGEDFEATURE']._serialized_end=1082
-  _globals['_LOGGEDSOURCE']._serialized_start=1084
-  _globals['_LOGGEDSOURCE']._serialized_end=1189
-  _globals['_QUARANTINEDRANGE']._serialized_start=1191
-  _globals['_QUARANTINEDRANGE']._serialized_end=1310
-  _globals['_APPENDRECORDSREQUEST']._serialized_start=1313
-  _globals['_APPENDRECORDSREQUEST']._serialized_end=1451
-  _globals['_APPENDRECORDSRESPONSE']._serialized_start=1453
-  _globals['_APPENDRECORDSRESPONSE']._serialized_end=1530
-  _globals['_READLOGREQUEST']._serialized_start=1532
-  _globals['_READLOGREQUEST']._serialized_end=1583
-  _globals['_LOGENTRY']._serialized_start=1586
-  _globals['_LOGENTRY']._serialized_end=1733
-  _globals['_LOGGEDOUTCOME']._serialized_start=1736
-  _globals['_LOGGEDOUTCOME']._serialized_end=1950
-  _globals['_READLOGRESPONSE']._serialized_start=1952
-  _globals['_READLOGRESPONSE']._serialized_end=2047
-  _globals['_GETPREDICTIONREQUEST']._serialized_start=2049
-  _globals['_GETPREDICTIONREQUEST']._serialized_end=2094
-  _globals['_GETPREDICTIONRESPONSE']._serialized_start=2097
-  _globals['_GETPREDICTIONRESPONSE']._serialized_end=2241
-  _globals['_GETLEDGERREQUEST']._serialized_start=2243
-  _globals['_GETLEDGERREQUEST']._serialized_end=2261
-  _globals['_GETLEDGERRESPONSE']._serialized_start=2263
-  _globals['_GETLEDGERRESPONSE']._serialized_end=2344
-  _globals['_INCARNATIONLEDGER']._serialized_start=2347
-  _globals['_INCARNATIONLEDGER']._serialized_end=2487
-  _globals['_FORGETPREDICTIONSREQUEST']._serialized_start=2490
-  _globals['_FORGETPREDICTIONSREQUEST']._serialized_end=2664
-  _globals['_PREDICTIONSELECTION']._serialized_start=2667
-  _globals['_PREDICTIONSELECTION']._serialized_end=2798
-  _globals['_FORGETPREDICTIONSRESPONSE']._serialized_start=2800
-  _globals['_FORGETPREDICTIONSRESPONSE']._serialized_end=2897
-  _globals['_PREDICTIONLOGSERVICE']._serialized_start=2900
-  _globals['_PREDICTIONLOGSERVICE']._serialized_end=3424
+  _globals['_LOGGEDFEATURE']._serialized_start=988
+  _globals['_LOGGEDFEATURE']._serialized_end=1149
+  _globals['_LOGGEDSOURCE']._serialized_start=1151
+  _globals['_LOGGEDSOURCE']._serialized_end=1256
+  _globals['_QUARANTINEDRANGE']._serialized_start=1258
+  _globals['_QUARANTINEDRANGE']._serialized_end=1377
+  _globals['_APPENDRECORDSREQUEST']._serialized_start=1380
+  _globals['_APPENDRECORDSREQUEST']._serialized_end=1518
+  _globals['_APPENDRECORDSRESPONSE']._serialized_start=1520
+  _globals['_APPENDRECORDSRESPONSE']._serialized_end=1597
+  _globals['_READLOGREQUEST']._serialized_start=1599
+  _globals['_READLOGREQUEST']._serialized_end=1650
+  _globals['_LOGENTRY']._serialized_start=1653
+  _globals['_LOGENTRY']._serialized_end=1800
+  _globals['_LOGGEDOUTCOME']._serialized_start=1803
+  _globals['_LOGGEDOUTCOME']._serialized_end=2017
+  _globals['_READLOGRESPONSE']._serialized_start=2019
+  _globals['_READLOGRESPONSE']._serialized_end=2114
+  _globals['_GETPREDICTIONREQUEST']._serialized_start=2116
+  _globals['_GETPREDICTIONREQUEST']._serialized_end=2161
+  _globals['_GETPREDICTIONRESPONSE']._serialized_start=2164
+  _globals['_GETPREDICTIONRESPONSE']._serialized_end=2308
+  _globals['_GETLEDGERREQUEST']._serialized_start=2310
+  _globals['_GETLEDGERREQUEST']._serialized_end=2328
+  _globals['_GETLEDGERRESPONSE']._serialized_start=2330
+  _globals['_GETLEDGERRESPONSE']._serialized_end=2411
+  _globals['_INCARNATIONLEDGER']._serialized_start=2414
+  _globals['_INCARNATIONLEDGER']._serialized_end=2554
+  _globals['_FORGETPREDICTIONSREQUEST']._serialized_start=2557
+  _globals['_FORGETPREDICTIONSREQUEST']._serialized_end=2731
+  _globals['_PREDICTIONSELECTION']._serialized_start=2734
+  _globals['_PREDICTIONSELECTION']._serialized_end=2865
+  _globals['_FORGETPREDICTIONSRESPONSE']._serialized_start=2867
+  _globals['_FORGETPREDICTIONSRESPONSE']._serialized_end=2964
+  _globals['_PREDICTIONLOGSERVICE']._serialized_start=2967
+  _globals['_PREDICTIONLOGSERVICE']._serialized_end=3491
 # @@protoc_insertion_point(module_scope)

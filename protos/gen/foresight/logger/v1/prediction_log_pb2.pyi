@@ -185,15 +185,27 @@ class LoggedFeature(_message.Message):
     COLUMN_FIELD_NUMBER: _builtins.int
     STATUSES_FIELD_NUMBER: _builtins.int
     POLICIES_FIELD_NUMBER: _builtins.int
+    LAST_KNOWN_EVENT_TIME_MICROS_FIELD_NUMBER: _builtins.int
+    LAST_KNOWN_COMMITS_FIELD_NUMBER: _builtins.int
     statuses: _builtins.bytes
     """Numbers of foresight.feature_store.v1.FeatureStatus, one byte per row; empty: all PRESENT."""
     policies: _builtins.bytes
     """Numbers of foresight.feature_store.v1.MissingPolicy that were applied, one byte per row, 0 for none;
-    empty: none anywhere.
+    empty: none anywhere. DEFAULT also where the default stood in for a last known value.
     """
     @_builtins.property
     def column(self) -> _types_pb2.Column:
         """Values after policies were applied, n rows; NULL where the model got NULL."""
+
+    @_builtins.property
+    def last_known_event_time_micros(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Event time of the row whose value was used under the policy LAST_KNOWN, microseconds since the epoch, one per row,
+        0 for none; empty: none anywhere.
+        """
+
+    @_builtins.property
+    def last_known_commits(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Commit of that row, one per row, 0 for none; empty: none anywhere."""
 
     def __init__(
         self,
@@ -201,10 +213,12 @@ class LoggedFeature(_message.Message):
         column: _types_pb2.Column | None = ...,
         statuses: _builtins.bytes = ...,
         policies: _builtins.bytes = ...,
+        last_known_event_time_micros: _abc.Iterable[_builtins.int] | None = ...,
+        last_known_commits: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["column", b"column"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["column", b"column", "policies", b"policies", "statuses", b"statuses"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["column", b"column", "last_known_commits", b"last_known_commits", "last_known_event_time_micros", b"last_known_event_time_micros", "policies", b"policies", "statuses", b"statuses"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -212,7 +226,7 @@ Global___LoggedFeature: _TypeAlias = LoggedFeature  # noqa: Y015
 
 @_typing.final
 class LoggedSource(_message.Message):
-    """The rows that one source of the view gave."""
+    """The rows that one source of the view gave; none where the feature store did not answer."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

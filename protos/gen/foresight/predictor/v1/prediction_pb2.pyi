@@ -130,10 +130,10 @@ class MissingFeature(_message.Message):
     status: _online_pb2.FeatureStatus.ValueType
     """Why it has no value."""
     policy: _registry_pb2.MissingPolicy.ValueType
-    """What was done about it."""
+    """What was done about it: DEFAULT also where the default stood in for a last known value."""
     @_builtins.property
     def last_known_at(self) -> _timestamp_pb2.Timestamp:
-        """Event time of the value that was used instead; only where the policy is LAST_KNOWN and there was one."""
+        """Event time of the row whose value was used instead; set where `policy` is LAST_KNOWN."""
 
     def __init__(
         self,
