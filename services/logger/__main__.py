@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
+from services.runtime import termination
+
+if __name__ == "__main__":
+    # What follows takes a while to load, and may be told to stop meanwhile.
+    termination.exit_when_told()
+
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -46,7 +51,7 @@ def main() -> None:
     """Reads the settings and runs."""
     settings = load_settings(LoggerSettings)
     configure_logs("logger", settings.log_level)
-    asyncio.run(serve(settings))
+    termination.run(serve(settings))
 
 
 if __name__ == "__main__":

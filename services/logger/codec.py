@@ -16,16 +16,10 @@ from foresight.wire import check_columns, decode_column, decode_columns, decode_
 from services.logger.entries import Entry
 from services.logger.forgetting import Forgetting, Selection
 from services.logger.outcomes import OUTCOMES_MAX, Claims, LoggedOutcome, Outcome
-from services.logger.records import PREDICTIONS_MAX, Incarnation, LogRecord, QuarantinedRange
+from services.logger.records import PREDICTIONS_MAX, Incarnation, LogRecord
 from services.logger.scalars import decode_scalar, encode_rows
 from services.logger.targets import check_keys, target_of_id, targets_of_keys
-from services.runtime.errors import LimitExceeded
 
-RECORDS_MAX = 1_000
-RANGES_MAX = 1_000
-APPEND_BYTES_MAX = 4 << 20
-# A record must fit into an answer of 4 MiB together with what surrounds it there.
-RECORD_BYTES_MAX = APPEND_BYTES_MAX - 4_096
 STATUS_MAX = 5
 REQUEST_ID_BYTES_MAX = 128
 SELECTIONS_MAX = 1_024
@@ -36,69 +30,34 @@ _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 _REPLICA = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z")
 
 
-def decode_append(
-    request: prediction_log_pb2.AppendRecordsRequest,
-) -> tuple[list[LogRecord], list[QuarantinedRange]]:
-    """The records and ranges of a request; InvalidValue names `records[i]` or `quarantined[i]` and the field.
-
-    Raises LimitExceeded when the records are too many or too large together.
-    """
-    if len(request.records) > RECORDS_MAX:
-        raise LimitExceeded(f"more than {RECORDS_MAX:,} records; send fewer at once", limit="records")
-    if len(request.quarantined) > RANGES_MAX:
-        raise LimitExceeded(f"more than {RANGES_MAX:,} ranges; send fewer at once", limit="quarantined")
-    records = []
-    size = 0
-    for i, message in enumerate(request.records):
-        try:
-            records.append(_decode_record(message))
-        except InvalidValue as error:
-            raise error.within(f"records[{i}]") from None
-        size += len(records[-1].payload)
-    if size > APPEND_BYTES_MAX:
-        raise LimitExceeded("the records are larger than 4 MiB together; send fewer at once", limit="append_bytes")
-    ranges = []
-    for i, lost in enumerate(request.quarantined):
-        try:
-            source = _decode_source(lost.replica, lost.incarnation)
-            ranges.append(QuarantinedRange(source, lost.first_sequence, lost.last_sequence, lost.reason))
-        except InvalidValue as error:
-            raise error.within(f"quarantined[{i}]") from None
-    return records, ranges
-
-
-def _decode_record(message: prediction_log_pb2.PredictionRecord) -> LogRecord:
-    payload = message.SerializeToString()
-    if len(payload) > RECORD_BYTES_MAX:
-        raise InvalidValue("", f"is larger than {RECORD_BYTES_MAX:,} bytes; cut it by rows")
+def decode_record(message: prediction_log_pb2.PredictionRecord, payload: bytes) -> LogRecord:
+    """A record and its bytes, looked at column by column. Raises InvalidValue naming the field."""
     n = len(message.prediction_ids)
     if not 1 <= n <= PREDICTIONS_MAX:
         raise InvalidValue("prediction_ids", f"are {n}, not 1 to {PREDICTIONS_MAX}")
-    source = _decode_source(message.replica, message.incarnation)
+    source = decode_source(message.replica, message.incarnation)
     for i, prediction_id in enumerate(message.prediction_ids):
         check_id(prediction_id, f"prediction_ids[{i}]")
-    check_text(message.request_id, "request_id")
+    check_request(message)
     check_text(message.caller, "caller")
     check_name(message.deployment, "deployment")
-    _check_reference(message.model, "model")
-    _check_reference(message.view, "view")
-    _check_sha256(message.model_sha256, "model_sha256")
+    check_reference(message.model, "model")
+    check_reference(message.view, "view")
+    check_sha256(message.model_sha256, "model_sha256")
     if message.transforms_sha256:
-        _check_sha256(message.transforms_sha256, "transforms_sha256")
+        check_sha256(message.transforms_sha256, "transforms_sha256")
     for field in ("event_time", "served_at"):
         if not message.HasField(field):
             raise InvalidValue(field, "is required")
     event_time = micros_from_instant(decode_instant(message.event_time))
     decode_instant(message.served_at, "served_at")
-    keys = _decode_named(message.entity_keys, "entity_keys", n)
-    _check_named(message.request_features, "request_features", n)
-    _check_features(message.features, n)
-    _check_sources(message.sources, n)
-    _check_named(message.outputs, "outputs", n)
+    keys = decode_named(message.entity_keys, "entity_keys", n)
+    check_named(message.request_features, "request_features", n)
+    check_features(message.features, n)
+    check_sources(message.sources, n)
+    check_named(message.outputs, "outputs", n)
     if not message.outputs:
         raise InvalidValue("outputs", "are empty")
-    if message.forgotten_offsets:
-        raise InvalidValue("forgotten_offsets", "are for the logger to say")
     return LogRecord(
         source=source,
         first_sequence=message.first_sequence,
@@ -112,6 +71,14 @@ def _decode_record(message: prediction_log_pb2.PredictionRecord) -> LogRecord:
     )
 
 
+def check_request(message: prediction_log_pb2.PredictionRecord) -> None:
+    """Checks what differs from request to request and is cheap to look at: of records that are recognised by their
+    bytes too. Raises InvalidValue."""
+    check_text(message.request_id, "request_id")
+    if message.forgotten_offsets:
+        raise InvalidValue("forgotten_offsets", "are for the logger to say")
+
+
 def check_id(prediction_id: str, field: str = "prediction_id") -> str:
     """Returns the id when it is a UUID in its canonical form. Raises InvalidValue."""
     if not _UUID.match(prediction_id):
@@ -119,30 +86,35 @@ def check_id(prediction_id: str, field: str = "prediction_id") -> str:
     return prediction_id
 
 
-def _decode_source(replica: str, incarnation: str) -> Incarnation:
+def decode_source(replica: str, incarnation: str) -> Incarnation:
+    """The life of a replica. Raises InvalidValue."""
     if not _REPLICA.match(replica):
         raise InvalidValue("replica", "is not 1 to 63 letters, digits, dots, dashes and underscores")
     return Incarnation(replica, check_id(incarnation, "incarnation"))
 
 
-def _check_reference(reference: types_pb2.VersionRef, field: str, *, reserved: bool = False) -> None:
+def check_reference(reference: types_pb2.VersionRef, field: str, *, reserved: bool = False) -> None:
+    """Raises InvalidValue for what names no version."""
     check_name(reference.name, f"{field}.name", reserved=reserved)
     if not 1 <= reference.version < 2**31:
         raise InvalidValue(f"{field}.version", "is not a version from 1 on")
 
 
-def _check_sha256(digest: str, field: str) -> None:
+def check_sha256(digest: str, field: str) -> None:
+    """Raises InvalidValue for what is no digest in hexadecimal."""
     if not _SHA256.match(digest):
         raise InvalidValue(field, "is not 64 lower-case hex digits")
 
 
-def _decode_named(messages: Iterable[types_pb2.Column], field: str, rows: int) -> dict[str, Column]:
+def decode_named(messages: Iterable[types_pb2.Column], field: str, rows: int) -> dict[str, Column]:
+    """Columns by name, of so many rows, with names of fields. Raises InvalidValue."""
     columns = decode_columns(messages, field, rows)
     _check_names(tuple(columns), field)
     return columns
 
 
-def _check_named(messages: Sequence[types_pb2.Column], field: str, rows: int) -> None:
+def check_named(messages: Sequence[types_pb2.Column], field: str, rows: int) -> None:
+    """Checks columns as `decode_named` does, without building them."""
     check_columns(messages, field, rows)
     _check_names(tuple([message.name for message in messages]), field)
 
@@ -154,8 +126,9 @@ def _check_names(names: tuple[str, ...], field: str) -> None:
         check_name(name, field, reserved=True)
 
 
-def _check_features(features: Sequence[prediction_log_pb2.LoggedFeature], n: int) -> None:
-    _check_named([feature.column for feature in features], "features", n)
+def check_features(features: Sequence[prediction_log_pb2.LoggedFeature], n: int) -> None:
+    """Raises InvalidValue naming the feature."""
+    check_named([feature.column for feature in features], "features", n)
     for i, feature in enumerate(features):
         statuses, policies = feature.statuses, feature.policies
         if statuses and not _are_numbers(statuses, n, 1, STATUS_MAX):
@@ -168,9 +141,10 @@ def _are_numbers(data: bytes, n: int, least: int, most: int) -> bool:
     return len(data) == n and min(data) >= least and max(data) <= most
 
 
-def _check_sources(sources: Sequence[prediction_log_pb2.LoggedSource], n: int) -> None:
+def check_sources(sources: Sequence[prediction_log_pb2.LoggedSource], n: int) -> None:
+    """Raises InvalidValue naming the source."""
     for i, source in enumerate(sources):
-        _check_reference(source.group, f"sources[{i}].group", reserved=True)
+        check_reference(source.group, f"sources[{i}].group", reserved=True)
         if len(source.commits) != n:
             raise InvalidValue(f"sources[{i}].commits", f"are {len(source.commits)}, not {n}")
         if len(source.event_time_micros) != n:
@@ -222,7 +196,7 @@ def _decode_targets(request: outcome_pb2.RecordOutcomesRequest, n: int) -> tuple
         raise InvalidValue("prediction_ids", "are empty and so are the entity keys: one of them is needed")
     check_name(request.deployment, "deployment")
     _check_instants(request.event_time_micros, "event_time_micros", n)
-    keys = _decode_named(request.entity_keys, "entity_keys", n)
+    keys = decode_named(request.entity_keys, "entity_keys", n)
     return targets_of_keys(request.deployment, keys, request.event_time_micros), keys
 
 
@@ -260,8 +234,8 @@ def _decode_selection(message: prediction_log_pb2.PredictionSelection) -> Select
     if not 1 <= len(message.views) <= VIEWS_MAX:
         raise InvalidValue("views", f"are {len(message.views)}, not 1 to {VIEWS_MAX:,}")
     for i, view in enumerate(message.views):
-        _check_reference(view, f"views[{i}]")
-    keys = _decode_named(message.keys, "keys", 1)
+        check_reference(view, f"views[{i}]")
+    keys = decode_named(message.keys, "keys", 1)
     if not keys or any(column.valid is not None for column in keys.values()):
         raise InvalidValue("keys", "need at least one column, and a value in each")
     check_keys(keys)

@@ -11,7 +11,6 @@ from foresight.logger.v1 import outcome_pb2, outcome_pb2_grpc, prediction_log_pb
 from foresight.values import InvalidValue
 from services.logger.codec import (
     check_id,
-    decode_append,
     decode_forgetting,
     decode_outcomes,
     encode_entries,
@@ -19,6 +18,7 @@ from services.logger.codec import (
 )
 from services.logger.entries import Page
 from services.logger.log import PredictionLog
+from services.logger.record_codec import ArrivingRecords
 from services.logger.removal import PredictionRemoval
 from services.runtime.identity import caller_of
 
@@ -38,12 +38,13 @@ class PredictionLogServicer(prediction_log_pb2_grpc.PredictionLogServiceServicer
     def __init__(self, log: PredictionLog, removal: PredictionRemoval) -> None:
         self._log = log
         self._removal = removal
+        self._arriving = ArrivingRecords()
 
     async def AppendRecords(
         self, request: prediction_log_pb2.AppendRecordsRequest, context: Context
     ) -> prediction_log_pb2.AppendRecordsResponse:
         """See the proto."""
-        records, quarantined = await asyncio.to_thread(decode_append, request)
+        records, quarantined = await asyncio.to_thread(self._arriving.decode, request)
         done = await self._log.append(records, quarantined)
         return prediction_log_pb2.AppendRecordsResponse(
             appended=done.appended, duplicates=done.duplicates, commit=done.head

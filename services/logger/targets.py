@@ -40,13 +40,17 @@ def targets_of_keys(deployment: str, keys: Mapping[str, Column], event_times: Se
     know the key's. Raises InvalidValue for a column that cannot be a key.
     """
     check_keys(keys)
-    start = _sized(deployment.encode()) + _LENGTH.pack(len(keys))
     columns = [parts_of(keys[name]) for name in sorted(keys)]
-    targets = []
-    for row, event_time in enumerate(event_times):
-        encoded = b"".join((start, _INSTANT.pack(event_time), *(parts[row] for parts in columns)))
-        targets.append(b"k" + hashlib.blake2b(encoded, digest_size=DIGEST_BYTES).digest())
-    return targets
+    return [
+        target_of_parts(deployment, [parts[row] for parts in columns], event_time)
+        for row, event_time in enumerate(event_times)
+    ]
+
+
+def target_of_parts(deployment: str, parts: Sequence[bytes], event_time: int) -> bytes:
+    """The target of one prediction from `parts_of` its keys, ordered by the keys' names."""
+    start = _sized(deployment.encode()) + _LENGTH.pack(len(parts)) + _INSTANT.pack(event_time)
+    return b"k" + hashlib.blake2b(start + b"".join(parts), digest_size=DIGEST_BYTES).digest()
 
 
 def salted_hash(salt: bytes, data: bytes) -> bytes:
@@ -72,13 +76,18 @@ def claim_hashes(salt: bytes, keys: Mapping[str, Column], names: Sequence[str]) 
 
 def parts_of(column: Column) -> list[bytes]:
     """The canonical bytes of a key's name and value, row by row."""
-    name, tag = _sized(column.name.encode()), _TAGS[column.type]
+    name = _sized(column.name.encode())
     values = column.values.tolist()
     valid = [True] * len(values) if column.valid is None else column.valid.tolist()
     return [
-        name + (tag + _sized(encode_scalar(column.type, value)) if is_valid else _NULL)
+        part_of(column.name, column.type, encode_scalar(column.type, value)) if is_valid else name + _NULL
         for value, is_valid in zip(values, valid, strict=True)
     ]
+
+
+def part_of(name: str, type: DataType, scalar: bytes) -> bytes:
+    """The canonical bytes of a key's name and a value that is not NULL, itself as `encode_scalar` has it."""
+    return _sized(name.encode()) + _TAGS[type] + _sized(scalar)
 
 
 def check_keys(keys: Mapping[str, Column]) -> None:

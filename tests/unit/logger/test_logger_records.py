@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from foresight.logger.v1 import prediction_log_pb2
 from foresight.values import Column, DataType, InvalidValue
 from foresight.wire import encode_column
-from services.logger.codec import decode_append
-from services.logger.record_codec import WireRecords
+from services.logger.record_codec import ArrivingRecords, WireRecords
 from services.logger.records import Incarnation, KnownPrediction, LogRecord, QuarantinedRange, sort_out
 from services.logger.scalars import decode_scalar, encode_rows, encode_scalar
 from services.logger.targets import id_of_target, target_of_id, targets_of_keys
@@ -158,7 +157,7 @@ def test_a_prediction_may_have_as_many_keys_as_a_view() -> None:
     message = record(new_incarnation(), 1)
     columns = [Column.build(f"key_{i}", DataType.INT64, [i] * len(message.prediction_ids)) for i in range(32)]
     message.entity_keys.extend(encode_column(column) for column in columns)
-    (decoded,), _ = decode_append(prediction_log_pb2.AppendRecordsRequest(records=[message]))
+    (decoded,), _ = ArrivingRecords().decode(prediction_log_pb2.AppendRecordsRequest(records=[message]))
     assert decoded.payload == message.SerializeToString()
 
 
