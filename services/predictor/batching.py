@@ -4,9 +4,10 @@ Pure asyncio: what the work is and how a batch of it is done is the business of 
 
 - The next batch forms while the one before runs and is cut when that one has ended; a caller who finds nothing under
   way is run at once.
-- While batches have company, the next one is held open for a window after the one before has ended, so that batches
-  grow; whoever comes later than that finds an idle batcher again. After a batch of a few it is held only until as many
-  are there: a few callers wait for one another, not for a crowd that is not coming.
+- While batches have company, the next one is held open after the one before has ended, so that batches grow: as long as
+  somebody joins in every gap, and for a window at most. Whoever comes after a gap without anybody finds an idle batcher
+  again. After a batch of a few it is held only until as many are there: a few callers wait for one another, not for a
+  crowd that is not coming.
 - Work that is large by itself runs alone, beside the batches (`ask_alone`).
 - A batch is cut early when it is full, or when waiting any longer would cost a member its deadline.
 - A member who has gone (cancelled or expired) is left out when the batch is cut, and takes no answer later.
@@ -31,7 +32,8 @@ W = TypeVar("W")
 R = TypeVar("R")
 
 ROWS_MAX = 1_024
-WINDOW_S = 0.005
+WINDOW_S = 0.012
+GAP_S = 0.005
 # Members of a batch that makes the next one wait for as many only.
 FEW = 6
 # Nobody is held who has less time left than so many times what the batch will take.
@@ -94,6 +96,7 @@ class Batcher(Generic[W, R]):
         *,
         rows_max: int = ROWS_MAX,
         window_s: float = WINDOW_S,
+        gap_s: float = GAP_S,
         few: int = FEW,
         shared: tuple[type[Exception], ...] = (),
         observe: Callable[[Sequence[Member[W, R]], float], None] = lambda batch, now: None,
@@ -101,6 +104,7 @@ class Batcher(Generic[W, R]):
         self._run = run
         self._rows_max = rows_max
         self._window_s = window_s
+        self._gap_s = gap_s
         self._few = few
         self._shared = shared
         self._observe = observe
@@ -110,19 +114,20 @@ class Batcher(Generic[W, R]):
         self._rows = 0
         self._task: asyncio.Task[None] | None = None
         self._alone: set[asyncio.Task[None]] = set()
-        # While a batch is held open: until when, and how long it is thought to take.
+        # While a batch is held open: until when at most.
         self._gathering: asyncio.Future[None] | None = None
-        self._cut_time = self._needed_s = 0.0
-        # Members of the last batch.
+        self._cut_time = 0.0
+        # Members of the last batch, and of all so far.
         self._company = 0
-        self._ended = -math.inf
+        self._joined = 0
+        self._ended = 0.0
         # Of the batch under way.
         self._running_rows = 0
         self._started = 0.0
 
     @property
     def idle(self) -> bool:
-        """Whether nothing waits or runs."""
+        """Whether nothing waits or runs, or is waited for."""
         return self._task is None and not self._alone
 
     def expected_s(self, rows: int) -> float:
@@ -143,10 +148,11 @@ class Batcher(Generic[W, R]):
         """
         member = self._member(work, rows, remaining_s)
         self._queue.append(member)
+        self._joined += 1
         self._rows += rows
         if self._task is None:
             self._task = self._loop.create_task(self._work())
-        elif self._gathering is not None and (self._all_there or member.deadline < self._cut_time + self._needed_s):
+        elif self._gathering is not None and (self._all_there or self._is_pressed(member)):
             _wake(self._gathering)
         return await self._answer_of(member)
 
@@ -175,18 +181,16 @@ class Batcher(Generic[W, R]):
 
     async def _work(self) -> None:
         """Runs batches until nobody waits."""
-        loop = self._loop
-        if loop.time() - self._ended > self._window_s:
-            self._company = 0
+        self._company = 0
         try:
             while self._queue:
-                if self._company > 1:
-                    await self._gather()
                 batch = self._cut()
                 if batch:
                     await self._run_measured(batch)
                     self._company = len(batch)
-                    self._ended = loop.time()
+                    self._ended = self._loop.time()
+                if self._company > 1:
+                    await self._gather()
         finally:
             # Empty, unless the process stops in the middle.
             for member in self._queue:
@@ -196,17 +200,21 @@ class Batcher(Generic[W, R]):
             self._task = None
 
     async def _gather(self) -> None:
-        """Holds the next batch open."""
+        """Holds the next batch open, also while nobody is in it yet."""
         loop = self._loop
-        while (cut_time := self._cut_at()) > loop.time():
+        while (cut_time := self._cut_at()) > (now := loop.time()):
+            quiet_at, joined = min(cut_time, now + self._gap_s), self._joined
             self._cut_time = cut_time
-            self._gathering = loop.create_future()
-            timer = loop.call_at(cut_time, _wake, self._gathering)
+            self._gathering = gathering = loop.create_future()
+            timer = loop.call_at(quiet_at, _wake, gathering)
             try:
-                await self._gathering
+                await gathering
             finally:
                 timer.cancel()
                 self._gathering = None
+            # A loop that is late has been busy, with answers or with those who come: the gap says nothing then.
+            if joined == self._joined and quiet_at <= loop.time() < quiet_at + self._gap_s / 2:
+                return
 
     @property
     def _all_there(self) -> bool:
@@ -214,12 +222,20 @@ class Batcher(Generic[W, R]):
         return self._rows >= self._rows_max or len(self._queue) >= self._company <= self._few
 
     def _cut_at(self) -> float:
-        """When the batch that forms is cut; -inf: now."""
+        """When the batch that forms is cut at the latest; -inf: now."""
         if self._all_there:
             return -math.inf
-        needed = self._needed_s = SLACK * self._pace.expected_s(self._rows)
-        deadline = min((m.deadline for m in self._queue if m.waits), default=-math.inf)
-        return min(self._ended + self._window_s, deadline - needed)
+        deadline = min((m.deadline for m in self._queue if m.waits), default=math.inf)
+        return min(self._ended + self._window_s, deadline - self._needed_s)
+
+    @property
+    def _needed_s(self) -> float:
+        """How long the batch that forms is thought to take, at worst."""
+        return SLACK * self._pace.expected_s(self._rows)
+
+    def _is_pressed(self, member: Member[W, R]) -> bool:
+        """Whether the batch must be cut earlier for a member."""
+        return member.deadline - self._needed_s < self._cut_time
 
     def _cut(self) -> list[Member[W, R]]:
         """Takes the members of the next batch, in the order in which they came."""

@@ -9,7 +9,8 @@ from pydantic_settings import SettingsConfigDict
 
 from services.predictor.admission import QUEUE_ROWS_MAX
 from services.predictor.batching import WINDOW_S
-from services.runtime.settings import ServiceSettings, SocketAddress
+from services.predictor.streams import STREAMS_MAX
+from services.runtime.settings import ServiceSettings, SocketAddress, SocketAddresses
 
 SPOOL_BYTES_MAX = 1 << 30
 # At a thousand and more a second these wait for a tenth of a second.
@@ -36,14 +37,14 @@ class PredictorSettings(ServiceSettings):
         default=False, description="wait for the disk before answering: records survive a power loss too"
     )
     cache_folder: Path = Field(description="folder of model artifacts and of the last known deployments")
-    feature_store: SocketAddress = Field(description="address of the feature store")
+    feature_store: SocketAddresses = Field(description="addresses of the feature store's processes, with commas")
     trainer: SocketAddress = Field(description="address of the trainer")
     logger: SocketAddress = Field(description="address of the logger")
     gather_ms: float = Field(
         default=WINDOW_S * 1_000,
         ge=0,
         le=1_000,
-        description="under load a batch of requests is held open for so long; 0: never",
+        description="under load a batch of requests is held open for at most so long; 0: never",
     )
     queue_rows_max: int = Field(
         default=QUEUE_ROWS_MAX, ge=1, description="rows that may wait or be worked on; more are refused at once"
@@ -52,6 +53,9 @@ class PredictorSettings(ServiceSettings):
         default=PENDING_CALLS_MAX,
         ge=1,
         description="calls that may queue unseen before the transport begins to drop new ones",
+    )
+    streams_max: int = Field(
+        default=STREAMS_MAX, ge=1, description="streams of requests that may be open; one more is refused"
     )
     transform_modules: tuple[str, ...] = Field(
         default=(), description="JSON list of the Python modules whose functions views may use as transforms"

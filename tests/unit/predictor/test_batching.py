@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from services.predictor.batching import Batcher, Expired, Member
 from services.runtime.errors import Unavailable
-from tests.unit.predictor.virtual_time import run_virtually
+from tests.unit.predictor.virtual_time import VirtualLoop, run_virtually
 
 WINDOW_S = 0.003
+GAP_S = 0.002
 ROWS_MAX = 16
 
 
@@ -32,6 +33,7 @@ class Worker:
     rows: list[int] = field(default_factory=list)
     running: int = 0
     few: int = 0
+    window_s: float = WINDOW_S
 
     async def run(self, batch: Sequence[Member[int, int]]) -> None:
         self.running += 1
@@ -50,7 +52,9 @@ class Worker:
             member.answer(2 * member.work)
 
     def batcher(self) -> Batcher[int, int]:
-        return Batcher(self.run, rows_max=ROWS_MAX, window_s=WINDOW_S, few=self.few, shared=(Unavailable,))
+        return Batcher(
+            self.run, rows_max=ROWS_MAX, window_s=self.window_s, gap_s=GAP_S, few=self.few, shared=(Unavailable,)
+        )
 
     @property
     def works(self) -> list[list[int]]:
@@ -151,6 +155,33 @@ def test_a_batch_after_company_is_held_open_for_the_window() -> None:
     asked_at([0, 0.001, 0.002, 0.015, 0.022, 0.024], worker)
     assert worker.works == [[1], [2, 3], [4, 5], [6]]
     assert worker.batches[2][0] == pytest.approx(0.020 + WINDOW_S)
+
+
+def test_a_batch_is_held_while_somebody_comes_in_every_gap() -> None:
+    """And cut at most a gap after the last one; who comes then waits for it, as always."""
+    worker = Worker(window_s=0.1)
+    asked_at([0, 0.001, 0.002, *(0.021 + 0.001 * i for i in range(5)), 0.030], worker)
+    assert worker.works == [[1], [2, 3], [4, 5, 6, 7, 8], [9]]
+    assert 0.025 < worker.batches[2][0] <= 0.025 + 2 * GAP_S
+
+
+def test_a_gap_of_a_busy_loop_says_nothing() -> None:
+    """Whoever was kept from joining by the answers of the batch before is waited for."""
+    worker = Worker(window_s=0.1)
+
+    async def one(batcher: Batcher[int, int], number: int, at: float) -> None:
+        await asyncio.sleep(at)
+        assert await batcher.ask(number, 1) == 2 * number
+
+    async def play() -> None:
+        batcher = worker.batcher()
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualLoop)
+        loop.call_at(0.0205, loop.be_busy, 0.008)
+        await asyncio.gather(*(one(batcher, i, at) for i, at in enumerate([0, 0.001, 0.002, 0.0295, 0.030], 1)))
+
+    run_virtually(play())
+    assert worker.works == [[1], [2, 3], [4, 5]]
 
 
 def test_a_few_wait_for_one_another_only() -> None:

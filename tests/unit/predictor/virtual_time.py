@@ -32,6 +32,10 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         return self._jumping.now
 
+    def be_busy(self, seconds: float) -> None:
+        """Takes so long, with everybody waiting."""
+        self._jumping.now += seconds
+
 
 def run_virtually(work: Coroutine[Any, Any, T]) -> T:
     """The result of a coroutine on a loop of its own."""
