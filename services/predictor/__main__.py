@@ -25,6 +25,7 @@ from services.predictor.servicer import SERVICE, PredictionServicer
 from services.predictor.serving_file import ServingFile
 from services.predictor.shipping import Shipper
 from services.predictor.spool import Spool, SpoolInUse
+from services.predictor.streams import Streams
 from services.predictor.telemetry import Telemetry
 from services.predictor.trainer_client import TrainerClient
 from services.predictor.verification import Verifier
@@ -98,7 +99,10 @@ async def serve(settings: PredictorSettings) -> None:
             return deployments.ready and spool.accepting
 
         server = Server(settings, metrics, pending_calls_max=settings.pending_calls_max)
-        servicer = PredictionServicer(predictor, verifier, deployments, spool)
+        streams = Streams(streams_max=settings.streams_max)
+        await stack.enter_async_context(_running(streams.end_after(server.stopping)))
+        telemetry.watch("streams_open", "Streams of requests under way", lambda: streams.open)
+        servicer = PredictionServicer(predictor, verifier, deployments, spool, streams)
         prediction_pb2_grpc.add_PredictionServiceServicer_to_server(servicer, server.grpc)
         inference = InferenceServicer(predictor, deployments, ready, importlib.metadata.version("foresight"))
         grpc_service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(inference, server.grpc)

@@ -104,6 +104,14 @@ class ServingTable(Protocol):
         ...
 
 
+class Predicting(Protocol):
+    """Whatever answers requests: the `Predictor`, or what stands around it."""
+
+    async def predict(self, request: Request) -> Answer:
+        """The answer; its predictions are in the spool. Raises what `Predictor.predict` raises."""
+        ...
+
+
 class Predictor:
     """The stages, put one after the other."""
 

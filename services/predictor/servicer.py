@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
 
-from foresight.feature_store.v1 import online_pb2
 from foresight.predictor.v1 import prediction_pb2, prediction_pb2_grpc
-from foresight.types.v1 import types_pb2
 from foresight.values import InvalidValue
-from foresight.values.features import REQUEST_FEATURES_MAX, VIEW_KEYS_MAX
-from foresight.wire import decode_columns, decode_optional_instant, encode_column, encode_instant
 from services.predictor.deployments import Deployments
-from services.predictor.prediction import Answer, Predictor, Request
+from services.predictor.prediction import ROWS_ON_LOOP_MAX, Predicting
+from services.predictor.prediction_codec import (
+    Asker,
+    decode_request,
+    decode_rows_request,
+    encode_answer,
+    encode_ref,
+    encode_rows_answer,
+)
 from services.predictor.serving import ServingState
 from services.predictor.spool import Spool
+from services.predictor.streams import Streams
 from services.predictor.verification import Mismatch, Verification, Verifier
-from services.predictor.versions import VersionRef
-from services.runtime.boundary import request_id_of
+from services.runtime.boundary import refusal, request_id_of
 from services.runtime.identity import caller_of
 
-# No view has more.
-COLUMNS_MAX = VIEW_KEYS_MAX + REQUEST_FEATURES_MAX
 # The logger keeps no longer ones.
 CALLER_CHARACTERS_MAX = 1_024
 SERVICE = prediction_pb2.DESCRIPTOR.services_by_name["PredictionService"].full_name
+STREAM = f"/{SERVICE}/PredictStream"
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -33,15 +39,51 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class PredictionServicer(prediction_pb2_grpc.PredictionServiceServicer):
     """The service of one replica."""
 
-    def __init__(self, predictor: Predictor, verifier: Verifier, deployments: Deployments, spool: Spool) -> None:
+    def __init__(
+        self, predictor: Predicting, verifier: Verifier, deployments: Deployments, spool: Spool, streams: Streams
+    ) -> None:
         self._predictor = predictor
         self._verifier = verifier
         self._deployments = deployments
         self._spool = spool
+        self._streams = streams
 
     async def Predict(self, request: prediction_pb2.PredictRequest, context: Context) -> prediction_pb2.PredictResponse:
         """See the proto."""
-        return _encode_answer(await self._predictor.predict(_decode_request(request, context)))
+        asked = decode_request(request, _asker(context), context.time_remaining())
+        return encode_answer(await self._predictor.predict(asked))
+
+    async def PredictRows(
+        self, request: prediction_pb2.PredictRowsRequest, context: Context
+    ) -> prediction_pb2.PredictRowsResponse:
+        """See the proto. Many rows are read and written in a thread, as each of their values is an object."""
+        asker, plan = _asker(context), self._deployments.serving(request.deployment).plan
+        if len(request.rows) <= ROWS_ON_LOOP_MAX:
+            asked = decode_rows_request(request, plan, asker, context.time_remaining())
+            return encode_rows_answer(await self._predictor.predict(asked))
+        asked = await asyncio.to_thread(decode_rows_request, request, plan, asker, context.time_remaining())
+        return await asyncio.to_thread(encode_rows_answer, await self._predictor.predict(asked))
+
+    async def PredictStream(
+        self, request: AsyncIterator[prediction_pb2.PredictStreamRequest], context: Context
+    ) -> AsyncIterator[prediction_pb2.PredictStreamResponse]:
+        """See the proto."""
+        asker = _asker(context)
+
+        async def answer(message: prediction_pb2.PredictStreamRequest) -> prediction_pb2.PredictStreamResponse:
+            try:
+                if not message.HasField("request"):
+                    raise InvalidValue("request", "is required")
+                asked = decode_request(message.request, asker, context.time_remaining())
+                response = encode_answer(await self._predictor.predict(asked))
+            except Exception as error:  # noqa: BLE001 - the boundary of one request: its stream goes on
+                return _encode_error(error)
+            return prediction_pb2.PredictStreamResponse(response=response)
+
+        size_of = prediction_pb2.PredictStreamRequest.ByteSize
+        async with contextlib.aclosing(self._streams.answers(request, answer, size_of)) as answers:
+            async for response in answers:
+                yield response
 
     async def VerifyPrediction(
         self, request: prediction_pb2.VerifyPredictionRequest, context: Context
@@ -71,31 +113,17 @@ class PredictionServicer(prediction_pb2_grpc.PredictionServiceServicer):
         return prediction_pb2.GetSpoolResponse(incarnations=incarnations, bytes=self._spool.size)
 
 
-def _decode_request(request: prediction_pb2.PredictRequest, context: Context) -> Request:
-    if len(request.columns) > COLUMNS_MAX:
-        raise InvalidValue("columns", f"are {len(request.columns)}, more than {COLUMNS_MAX}")
-    return Request(
-        deployment=request.deployment,
-        columns=decode_columns(request.columns, "columns"),
-        event_time=decode_optional_instant(request.HasField("event_time"), request.event_time, "event_time"),
-        caller=caller_of(context.invocation_metadata() or ())[:CALLER_CHARACTERS_MAX],
-        request_id=request_id_of(context),
-        remaining_s=context.time_remaining(),
-    )
+def _asker(context: Context) -> Asker:
+    caller = caller_of(context.invocation_metadata() or ())[:CALLER_CHARACTERS_MAX]
+    return Asker(caller, request_id_of(context))
 
 
-def _encode_answer(answer: Answer) -> prediction_pb2.PredictResponse:
-    return prediction_pb2.PredictResponse(
-        prediction_ids=answer.prediction_ids,
-        outputs=[encode_column(c) for c in answer.outputs],
-        model=_encode_ref(answer.model),
-        event_time=encode_instant(answer.event_time),
-        missing=[
-            prediction_pb2.MissingFeature(
-                row=m.row, feature=m.feature, status=online_pb2.FeatureStatus.ValueType(m.status)
-            )
-            for m in answer.missing
-        ],
+def _encode_error(error: Exception) -> prediction_pb2.PredictStreamResponse:
+    code, status = refusal(error, STREAM)
+    return prediction_pb2.PredictStreamResponse(
+        error=prediction_pb2.PredictStreamError(
+            code=code.value[0], message=status.message, status=status.SerializeToString()
+        )
     )
 
 
@@ -103,7 +131,7 @@ def _encode_verification(verification: Verification) -> prediction_pb2.VerifyPre
     return prediction_pb2.VerifyPredictionResponse(
         verified=not verification.mismatches,
         mismatches=[_encode_mismatch(m) for m in verification.mismatches],
-        model=_encode_ref(verification.model),
+        model=encode_ref(verification.model),
     )
 
 
@@ -117,11 +145,7 @@ def _encode_mismatch(mismatch: Mismatch) -> prediction_pb2.Mismatch:
 
 
 def _encode_state(state: ServingState) -> prediction_pb2.ServingDeployment:
-    model = _encode_ref(state.model) if state.model is not None else None
+    model = encode_ref(state.model) if state.model is not None else None
     return prediction_pb2.ServingDeployment(
         deployment=state.deployment, model=model, ready=state.model is not None, cause=state.cause
     )
-
-
-def _encode_ref(ref: VersionRef) -> types_pb2.VersionRef:
-    return types_pb2.VersionRef(name=ref.name, version=ref.version)

@@ -14,6 +14,7 @@ from typing import Any
 
 import grpc
 import structlog
+from google.rpc import status_pb2
 
 from services.runtime.ids import new_id
 from services.runtime.metrics import Metrics
@@ -121,11 +122,7 @@ class Boundary(grpc.aio.ServerInterceptor):
     async def _abort(
         self, context: grpc.aio.ServicerContext[Any, Any], error: Exception, method: str
     ) -> grpc.StatusCode:
-        code, status = status_of(error)
-        if code is grpc.StatusCode.INTERNAL:
-            log.exception("call_failed_by_bug", method=method, exc_info=error)
-        else:
-            log.info("call_refused", method=method, code=code.name, reason=status.message[:300])
+        code, status = refusal(error, method)
         try:
             await context.abort(code, status.message, ((DETAILS_KEY, status.SerializeToString()),))
         except grpc.aio.AbortError:
@@ -136,6 +133,16 @@ class Boundary(grpc.aio.ServerInterceptor):
     async def _unimplemented(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         status = unimplemented()
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, status.message, ((DETAILS_KEY, status.SerializeToString()),))
+
+
+def refusal(error: Exception, method: str) -> tuple[grpc.StatusCode, status_pb2.Status]:
+    """What the caller of a method is told of an error, which is logged."""
+    code, status = status_of(error)
+    if code is grpc.StatusCode.INTERNAL:
+        log.exception("call_failed_by_bug", method=method, exc_info=error)
+    else:
+        log.info("call_refused", method=method, code=code.name, reason=status.message[:300])
+    return code, status
 
 
 def bind_request(context: grpc.aio.ServicerContext[Any, Any]) -> str:

@@ -34,6 +34,7 @@ from services.predictor.servicer import PredictionServicer
 from services.predictor.serving_file import ServingFile
 from services.predictor.shipping import Shipper
 from services.predictor.spool import Spool
+from services.predictor.streams import Streams
 from services.predictor.telemetry import Telemetry
 from services.predictor.trainer_client import TrainerClient
 from services.predictor.verification import Verifier
@@ -160,6 +161,7 @@ class Replica:
     shipper: Shipper
     metrics: Metrics
     predictor: Predictor
+    streams: Streams
 
 
 @dataclass
@@ -226,7 +228,8 @@ class Rig:
             for loop in (deployments.run(), shipper.run()):
                 stack.push_async_callback(_cancel, asyncio.create_task(loop))
             server = grpc.aio.server(interceptors=[Boundary(metrics)])
-            servicer = PredictionServicer(predictor, verifier, deployments, spool)
+            streams = Streams()
+            servicer = PredictionServicer(predictor, verifier, deployments, spool, streams)
             prediction_pb2_grpc.add_PredictionServiceServicer_to_server(servicer, server)
 
             async def ready() -> bool:
@@ -240,7 +243,7 @@ class Rig:
             channel = await stack.enter_async_context(open_channel(self.address("predictor")))
             stub = prediction_pb2_grpc.PredictionServiceStub(channel)
             inference_stub = grpc_service_pb2_grpc.GRPCInferenceServiceStub(channel)
-            yield Replica(channel, stub, inference_stub, spool, deployments, shipper, metrics, predictor)
+            yield Replica(channel, stub, inference_stub, spool, deployments, shipper, metrics, predictor, streams)
 
     async def deploy_flights(self, version: int = 1, bias: float = 0.0) -> None:
         """Registers the view and a model version, and deploys it."""

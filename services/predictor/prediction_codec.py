@@ -1,0 +1,88 @@
+"""Requests and answers of PredictionService as messages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from foresight.feature_store.v1 import online_pb2
+from foresight.predictor.v1 import prediction_pb2
+from foresight.types.v1 import types_pb2
+from foresight.values import InvalidValue
+from foresight.wire import decode_columns, decode_optional_instant, encode_column, encode_instant
+from services.predictor.plans import ViewPlan
+from services.predictor.policies import Missing
+from services.predictor.prediction import Answer, Request
+from services.predictor.struct_codec import FIELDS_MAX, decode_rows, encode_rows
+from services.predictor.versions import VersionRef
+
+
+@dataclass(frozen=True, slots=True)
+class Asker:
+    """Who asks, and the id of his call."""
+
+    caller: str
+    request_id: str
+
+
+def decode_request(request: prediction_pb2.PredictRequest, asker: Asker, remaining_s: float | None) -> Request:
+    """What is asked with columns. Raises InvalidValue."""
+    if len(request.columns) > FIELDS_MAX:
+        raise InvalidValue("columns", f"are {len(request.columns)}, more than {FIELDS_MAX}")
+    return Request(
+        deployment=request.deployment,
+        columns=decode_columns(request.columns, "columns"),
+        event_time=decode_optional_instant(request.HasField("event_time"), request.event_time, "event_time"),
+        caller=asker.caller,
+        request_id=asker.request_id,
+        remaining_s=remaining_s,
+    )
+
+
+def decode_rows_request(
+    request: prediction_pb2.PredictRowsRequest, plan: ViewPlan, asker: Asker, remaining_s: float | None
+) -> Request:
+    """What is asked with rows of JSON, whose values are of the view's types. Raises InvalidValue."""
+    return Request(
+        deployment=request.deployment,
+        columns=decode_rows(request.rows, (*plan.keys, *plan.request_features)),
+        event_time=decode_optional_instant(request.HasField("event_time"), request.event_time, "event_time"),
+        caller=asker.caller,
+        request_id=asker.request_id,
+        remaining_s=remaining_s,
+    )
+
+
+def encode_answer(answer: Answer) -> prediction_pb2.PredictResponse:
+    """The answer with columns."""
+    return prediction_pb2.PredictResponse(
+        prediction_ids=answer.prediction_ids,
+        outputs=[encode_column(c) for c in answer.outputs],
+        model=encode_ref(answer.model),
+        event_time=encode_instant(answer.event_time),
+        missing=[_encode_missing(m) for m in answer.missing],
+    )
+
+
+def encode_rows_answer(answer: Answer) -> prediction_pb2.PredictRowsResponse:
+    """The answer row by row."""
+    model = encode_ref(answer.model)
+    outputs = encode_rows(answer.outputs, len(answer.prediction_ids))
+    return prediction_pb2.PredictRowsResponse(
+        rows=[
+            prediction_pb2.PredictedRow(prediction_id=prediction_id, outputs=row, model=model)
+            for prediction_id, row in zip(answer.prediction_ids, outputs, strict=True)
+        ],
+        event_time=encode_instant(answer.event_time),
+        missing=[_encode_missing(m) for m in answer.missing],
+    )
+
+
+def encode_ref(ref: VersionRef) -> types_pb2.VersionRef:
+    """The message of a version."""
+    return types_pb2.VersionRef(name=ref.name, version=ref.version)
+
+
+def _encode_missing(missing: Missing) -> prediction_pb2.MissingFeature:
+    return prediction_pb2.MissingFeature(
+        row=missing.row, feature=missing.feature, status=online_pb2.FeatureStatus.ValueType(missing.status)
+    )
