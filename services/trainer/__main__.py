@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from services.runtime import termination
+
+if __name__ == "__main__":
+    # What follows takes a while to load, and may be told to stop meanwhile.
+    termination.exit_when_told()
+
 import asyncio
 import contextlib
 from pathlib import Path
@@ -25,7 +31,7 @@ from services.trainer.config import TrainerSettings
 from services.trainer.declarations import Declarations, declare_again
 from services.trainer.evaluation import Evaluation
 from services.trainer.executor import open_executor
-from services.trainer.feature_store_client import FeatureStoreClient
+from services.trainer.feature_store_client import REPEATABLE, FeatureStoreClient
 from services.trainer.flywheel import Flywheel
 from services.trainer.metrics import TrainerMetrics
 from services.trainer.postgres.sink import Sink
@@ -46,7 +52,7 @@ MIGRATIONS = Path(__file__).parent / "migrations"
 
 def main() -> None:
     """Runs until SIGTERM or SIGINT."""
-    asyncio.run(_run(load_settings(TrainerSettings)))
+    termination.run(_run(load_settings(TrainerSettings)))
 
 
 async def _run(settings: TrainerSettings) -> None:
@@ -58,11 +64,11 @@ async def _run(settings: TrainerSettings) -> None:
         database = await stack.enter_async_context(open_database(settings.database, "trainer", MIGRATIONS))
         sink_database = Database(settings.sink, "sink")
         stack.push_async_callback(sink_database.close)
-        channel = await stack.enter_async_context(open_channel(settings.feature_store))
+        channel = await stack.enter_async_context(open_channel(settings.feature_store, REPEATABLE))
 
         feature_store = FeatureStoreClient(channel)
         artifacts = FolderArtifacts(settings.state_folder / "artifacts")
-        registry = Registry(database, system_clock, Declarations(feature_store))
+        registry = Registry(database, system_clock, Declarations(feature_store), feature_store.view)
         scorers = Scorers(artifacts)
         evaluation = Evaluation(registry, scorers, feature_store)
         flywheel = Flywheel(registry, evaluation, system_clock, own_metrics)

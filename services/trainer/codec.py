@@ -13,9 +13,11 @@ from foresight.values.errors import quoted
 from foresight.values.names import check_text
 from foresight.wire import decode_instant, encode_column, encode_field, encode_instant
 from services.trainer import specification
+from services.trainer.arms import ARMS_MAX, SALT_BYTES_MAX, WantedArm, check_arms
 from services.trainer.batch import BatchJob
 from services.trainer.measures import METRICS
 from services.trainer.models import (
+    Arm,
     BatchRun,
     DatasetSelection,
     Decision,
@@ -134,6 +136,29 @@ def decode_etag(etag: str) -> str:
     return check_text(etag, "etag", ETAG_BYTES_MAX)
 
 
+def decode_wanted(request: model_registry_pb2.SetDeploymentRequest) -> VersionRef | tuple[WantedArm, ...]:
+    """What a deployment is to serve: a version alone, or arms."""
+    if not request.arms:
+        return decode_ref(request.model, "model")
+    if request.HasField("model"):
+        raise InvalidValue("model", "goes without arms")
+    if len(request.arms) > ARMS_MAX:
+        raise InvalidValue("arms", f"are {len(request.arms)}, not 1 to {ARMS_MAX}")
+    arms = []
+    for i, message in enumerate(request.arms):
+        model = decode_ref(message.model, f"arms[{i}].model")
+        try:
+            arms.append(WantedArm(message.name, model, message.weight, message.shadow))
+        except InvalidValue as error:
+            raise error.within(f"arms[{i}]") from None
+    return check_arms(arms)
+
+
+def decode_salt(salt: str) -> str:
+    """A salt, or '' for none."""
+    return check_text(salt, "salt", SALT_BYTES_MAX)
+
+
 def encode_ref(ref: VersionRef) -> types_pb2.VersionRef:
     """The message of a reference."""
     return types_pb2.VersionRef(name=ref.name, version=ref.version)
@@ -185,6 +210,18 @@ def encode_deployment(deployment: Deployment) -> model_registry_pb2.Deployment:
         etag=deployment.etag,
         updated_at=encode_instant(deployment.updated_at),
         version=encode_version(deployment.version),
+        arms=[_encode_arm(arm) for arm in deployment.arms],
+        salt=deployment.salt,
+    )
+
+
+def _encode_arm(arm: Arm) -> model_registry_pb2.Arm:
+    return model_registry_pb2.Arm(
+        name=arm.name,
+        model=encode_ref(arm.version.ref),
+        weight=arm.weight,
+        shadow=arm.shadow,
+        version=encode_version(arm.version),
     )
 
 

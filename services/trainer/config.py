@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
-from services.runtime.settings import DatabaseSettings, ServiceSettings, SocketAddress
+from services.runtime.settings import DatabaseSettings, ServiceSettings, SocketAddresses
 
 
 class TrainerSettings(ServiceSettings):
@@ -19,5 +19,5 @@ class TrainerSettings(ServiceSettings):
 
     database: DatabaseSettings = Field(description="the database that holds the schema trainer")
     state_folder: Path = Field(description="folder of the model artifacts")
-    feature_store: SocketAddress = Field(description="address of the feature store")
+    feature_store: SocketAddresses = Field(description="addresses of the feature store's processes, with commas")
     sink: DatabaseSettings = Field(description="the database whose schema sink takes batch predictions")

@@ -1,6 +1,7 @@
 """From a fitted scikit-learn estimator to an ONNX artifact that scores the same. Only the worker imports this module.
 
 The graph has one input per feature, as `foresight.scoring` feeds it; its last output holds probabilities or values.
+The artifact carries an example: some of the training rows with the scores that it gives them.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from skl2onnx.common.data_types import FloatTensorType, StringTensorType
 from sklearn.compose import ColumnTransformer
 from sklearn.pipeline import Pipeline
 
-from foresight.scoring import ModelTask, OnnxModel, Signature
+from foresight.scoring import EXAMPLE_KEY, Example, ModelTask, OnnxModel, Signature, encode_example, example_rows
 from foresight.values import DataType, Field
 from services.runtime.errors import FailedPrecondition
 
@@ -47,14 +48,20 @@ def convert(
     `by_name` says that the estimator itself selects columns; otherwise the graph joins its inputs to one matrix
     first. Raises FailedPrecondition when ONNX has no equal of a step or the scores differ too much.
     """
-    artifact = _to_onnx(estimator, signature, frame, by_name=by_name)
+    graph = _to_onnx(estimator, signature, frame, by_name=by_name)
+    artifact: bytes = graph.SerializeToString()
     model = _load(artifact, signature)
     sample = frame.iloc[rows]
     inputs = {f.name: sample[f.name].to_numpy() for f in signature.inputs}
     together = _score(model, inputs)
     difference = _difference(estimator, signature, sample, together)
-    invariant = _is_invariant(model, inputs, together)
-    return Conversion(artifact, difference, len(rows), invariant)
+    taken = _example_inputs(signature, frame)
+    example = Example(taken, _score(model, taken))
+    # Whoever loads the artifact compares the example row by row.
+    invariant = _is_invariant(model, inputs, together) and model.scores_like(example)
+    if not invariant:
+        example = Example(taken, _score(OnnxModel(artifact, signature, batch_invariant=False), taken))
+    return Conversion(_with_example(graph, example), difference, len(rows), invariant)
 
 
 def parity_rows(frame: pd.DataFrame) -> NDArray[np.intp]:
@@ -71,7 +78,22 @@ def parity_rows(frame: pd.DataFrame) -> NDArray[np.intp]:
     return np.union1d(spread, positions).astype(np.intp)
 
 
-def _to_onnx(estimator: Any, signature: Signature, frame: pd.DataFrame, *, by_name: bool) -> bytes:
+def _example_inputs(signature: Signature, frame: pd.DataFrame) -> dict[str, NDArray[Any]]:
+    inputs = {f.name: frame[f.name].to_numpy() for f in signature.inputs}
+    rows = example_rows(inputs)
+    return {name: values[rows] for name, values in inputs.items()}
+
+
+def _with_example(graph: Any, example: Example) -> bytes:
+    """The artifact of a graph, with the example if any of its rows fits."""
+    if (text := encode_example(example)) is not None:
+        graph.metadata_props.add(key=EXAMPLE_KEY, value=text)
+    artifact: bytes = graph.SerializeToString()
+    return artifact
+
+
+def _to_onnx(estimator: Any, signature: Signature, frame: pd.DataFrame, *, by_name: bool) -> Any:
+    """The graph as a protobuf message."""
     texts = [f.type is DataType.STRING for f in signature.inputs]
     if not by_name:
         if any(texts) and not all(texts):
@@ -84,10 +106,9 @@ def _to_onnx(estimator: Any, signature: Signature, frame: pd.DataFrame, *, by_na
     types = [(f.name, _onnx_type(f)) for f in signature.inputs]
     options = None if signature.task is ModelTask.REGRESSION else {"zipmap": False}
     try:
-        artifact: bytes = to_onnx(estimator, initial_types=types, options=options).SerializeToString()
+        return to_onnx(estimator, initial_types=types, options=options)
     except Exception as error:
         raise FailedPrecondition(f"the pipeline cannot be converted to ONNX: {_first_sentence(error)}") from error
-    return artifact
 
 
 def _onnx_type(field: Field) -> Any:

@@ -53,9 +53,9 @@ class Declarations:
                 return
         raise FailedPrecondition(f"the feature store has nothing of what {ref} was made of", model=str(ref))
 
-    async def deployment(self, name: str, ref: VersionRef) -> None:
-        """Declares a deployment of a declared version. Raises Unavailable."""
-        await self._uses.declare(Thing(ThingKind.DEPLOYMENT, name), [_model(ref)])
+    async def deployment(self, name: str, refs: Sequence[VersionRef]) -> None:
+        """Declares a deployment of declared versions, those of all arms. Raises Unavailable."""
+        await self._uses.declare(Thing(ThingKind.DEPLOYMENT, name), [_model(ref) for ref in dict.fromkeys(refs)])
 
 
 async def declare_again(declare: Callable[[], Coroutine[Any, Any, int]]) -> None:

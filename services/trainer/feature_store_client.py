@@ -31,6 +31,15 @@ from services.trainer.feature_store import DatasetManifest, Thing
 from services.trainer.models import VersionRef
 
 UPSTREAM = "feature store"
+# All of it reads, or leaves the same behind when it is repeated: another process of the feature store may be asked.
+REPEATABLE = (
+    ("foresight.feature_store.v1.OfflineFeatureService", "ReadFeatures"),
+    ("foresight.feature_store.v1.OfflineFeatureService", "ReadAsOf"),
+    ("foresight.feature_store.v1.TrainingDatasetService", "GetTrainingDataset"),
+    ("foresight.feature_store.v1.TrainingDatasetService", "ReadTrainingDataset"),
+    ("foresight.feature_store.v1.FeatureRegistryService", "GetFeatureView"),
+    ("foresight.feature_store.v1.LineageService", "DeclareUses"),
+)
 LOOKUP_TIMEOUT_S = 10.0
 READ_TIMEOUT_S = 600.0
 TABLE_BYTES_MAX = 1 << 30

@@ -101,13 +101,29 @@ class ModelVersion:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Deployment:
-    """What clients call, and the version that answers. `etag` changes with every change of the version."""
+class Arm:
+    """A version of a deployment with its share; a shadow scores for the log alone and has no weight."""
 
     name: str
     version: ModelVersion
+    weight: int
+    shadow: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Deployment:
+    """What clients call, and the versions that answer. `etag` changes with every change of arms or salt."""
+
+    name: str
+    arms: tuple[Arm, ...]
+    salt: str
     etag: str
     updated_at: datetime
+
+    @property
+    def version(self) -> ModelVersion:
+        """The version of the first arm, which stands for the deployment."""
+        return self.arms[0].version
 
 
 @dataclass(frozen=True, slots=True)

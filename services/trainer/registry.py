@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import TypeVar
 
 import structlog
 
+from foresight.values import FeatureView
 from services.runtime.clock import Clock
 from services.runtime.database import Database
 from services.runtime.errors import FailedPrecondition, LimitExceeded, NotFound, StaleEtag
 from services.runtime.ids import new_id
+from services.trainer.arms import WantedArm, alone, check_alike, check_arms, resolved, serve_alike
 from services.trainer.declarations import Declarations
-from services.trainer.models import Decision, Deployment, Judgement, ModelVersion, NewVersion, VersionRef
+from services.trainer.models import Arm, Decision, Deployment, Judgement, ModelVersion, NewVersion, VersionRef
 from services.trainer.postgres import decisions, deployments, versions
 
 log = structlog.get_logger()
@@ -26,6 +28,8 @@ T = TypeVar("T")
 LIST_MAX = 1_000
 DECLARED_AT_ONCE = 200
 DEPLOYMENTS_MAX = 256
+# Over all deployments: watchers get them in one message.
+ARMS_IN_ALL_MAX = 1_024
 CHAMPION = "champion"
 CHALLENGER = "challenger"
 
@@ -33,10 +37,17 @@ CHALLENGER = "challenger"
 class Registry:
     """Model versions, aliases, deployments and the decisions that moved them."""
 
-    def __init__(self, database: Database, clock: Clock, declarations: Declarations) -> None:
+    def __init__(
+        self,
+        database: Database,
+        clock: Clock,
+        declarations: Declarations,
+        view: Callable[[VersionRef], Awaitable[FeatureView]],
+    ) -> None:
         self._database = database
         self._clock = clock
         self._declarations = declarations
+        self._view = view
         self._subscribers: set[asyncio.Event] = set()
 
     async def register(self, new: NewVersion) -> ModelVersion:
@@ -86,24 +97,34 @@ class Registry:
         async with self._database.transaction() as connection:
             return await deployments.count_deployments(connection)
 
-    async def set_deployment(self, name: str, model: VersionRef, etag: str = "") -> Deployment:
-        """Creates or changes a deployment, and points the alias `champion` at its version.
+    async def set_deployment(
+        self, name: str, wanted: VersionRef | Sequence[WantedArm], etag: str = "", salt: str = ""
+    ) -> Deployment:
+        """Creates or changes a deployment: one version, or arms. The alias `champion` follows the first arm.
 
-        A change to what is there already keeps etag and time. Raises NotFound for the model, StaleEtag when `etag`
-        is given and is not the present one, LimitExceeded beyond DEPLOYMENTS_MAX deployments, Unavailable while the
-        feature store cannot be told of it.
+        Without a salt it keeps the one that it has, or gets its name. A change to what is there already keeps etag and
+        time. Raises InvalidValue for arms that never go together; NotFound for a model; StaleEtag when `etag` is given
+        and is not the present one; FailedPrecondition for versions that cannot be asked or do not answer alike;
+        LimitExceeded beyond DEPLOYMENTS_MAX deployments or ARMS_IN_ALL_MAX arms; Unavailable while the feature store
+        cannot be told or asked.
         """
+        asked = check_arms(alone(wanted) if isinstance(wanted, VersionRef) else wanted)
         async with self._database.transaction() as connection:
             before = await deployments.lock_deployment(connection, name)
             if etag and (before is None or before.etag != etag):
                 raise _stale(name)
-            version = await _existing(versions.find_version(connection, model), "model", model)
+            found = [await _existing(versions.find_version(connection, a.model), "model", a.model) for a in asked]
+            arms = resolved(asked, found)
+            await check_alike(arms, self._view)
             if before is None and await deployments.count_deployments(connection) >= DEPLOYMENTS_MAX:
                 raise LimitExceeded(f"there are {DEPLOYMENTS_MAX} deployments already", limit="deployments")
-            if before is None or before.version.ref != version.ref:
-                await self._declare(name, version)
-                await deployments.put_deployment(connection, name, version.ref, new_id(), self._clock())
-            await versions.point_alias(connection, version.ref, CHAMPION)
+            if await deployments.count_arms(connection, besides=name) + len(arms) > ARMS_IN_ALL_MAX:
+                raise LimitExceeded(f"all deployments would have more than {ARMS_IN_ALL_MAX} arms", limit="arms")
+            salt = salt or (before.salt if before is not None else name)
+            if before is None or before.salt != salt or not serve_alike(before.arms, arms):
+                await self._declare(name, arms)
+                await deployments.put_deployment(connection, self._changed(name, arms, salt))
+            await versions.point_alias(connection, arms[0].version.ref, CHAMPION)
             after = await _existing(deployments.find_deployment(connection, name), "deployment", name)
         self._notify()
         return after
@@ -120,6 +141,7 @@ class Registry:
     async def decide(self, decision: Decision, etag: str) -> Decision:
         """Stores a decision and, when it promotes, moves deployment and alias in the same transaction.
 
+        A promoted challenger answers alone: what other arms the deployment had, shadows among them, was to find out.
         `etag` is the deployment's when the champion was measured; StaleEtag when it has changed since. Somebody
         else's decision on the same question that came first is answered instead. Unavailable as for `set_deployment`.
         """
@@ -133,11 +155,11 @@ class Registry:
                 raise _stale(judgement.deployment)
             await decisions.add_decision(connection, decision)
             if decision.promoted:
-                name, challenger = judgement.deployment, judgement.challenger
-                await self._declare(
-                    name, await _existing(versions.find_version(connection, challenger), "model", challenger)
-                )
-                await deployments.put_deployment(connection, name, challenger, new_id(), self._clock())
+                challenger = judgement.challenger
+                version = await _existing(versions.find_version(connection, challenger), "model", challenger)
+                arms = resolved(alone(challenger), [version])
+                await self._declare(before.name, arms)
+                await deployments.put_deployment(connection, self._changed(before.name, arms, before.salt))
                 await versions.point_alias(connection, challenger, CHAMPION)
         self._notify()
         return decision
@@ -167,13 +189,17 @@ class Registry:
             async with self._database.transaction() as connection:
                 present = await deployments.lock_deployment(connection, deployment.name)
                 if present is not None:
-                    declared += await _left_out_if_lost(self._declare(present.name, present.version))
+                    declared += await _left_out_if_lost(self._declare(present.name, present.arms))
         return declared
 
-    async def _declare(self, deployment: str, version: ModelVersion) -> None:
-        # The model, too: one that was registered by an earlier release was never declared.
-        await self._declarations.known_model(version.ref, version.view, version.lineage.dataset_ids)
-        await self._declarations.deployment(deployment, version.ref)
+    def _changed(self, name: str, arms: tuple[Arm, ...], salt: str) -> Deployment:
+        return Deployment(name, arms, salt, new_id(), self._clock())
+
+    async def _declare(self, deployment: str, arms: Sequence[Arm]) -> None:
+        # The models, too: one that was registered by an earlier release was never declared.
+        for version in {arm.version.ref: arm.version for arm in arms}.values():
+            await self._declarations.known_model(version.ref, version.view, version.lineage.dataset_ids)
+        await self._declarations.deployment(deployment, [arm.version.ref for arm in arms])
 
     @contextlib.contextmanager
     def subscribe(self) -> Iterator[asyncio.Event]:

@@ -89,8 +89,9 @@ class ModelRegistryServicer(model_registry_pb2_grpc.ModelRegistryServiceServicer
     async def SetDeployment(
         self, request: model_registry_pb2.SetDeploymentRequest, context: Any
     ) -> model_registry_pb2.SetDeploymentResponse:
-        name, model = check_name(request.name), codec.decode_ref(request.model, "model")
-        deployment = await self._registry.set_deployment(name, model, codec.decode_etag(request.etag))
+        name, wanted = check_name(request.name), codec.decode_wanted(request)
+        etag, salt = codec.decode_etag(request.etag), codec.decode_salt(request.salt)
+        deployment = await self._registry.set_deployment(name, wanted, etag, salt)
         return model_registry_pb2.SetDeploymentResponse(deployment=codec.encode_deployment(deployment))
 
     async def GetDeployment(

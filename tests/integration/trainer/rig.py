@@ -103,6 +103,8 @@ class MemoryStore:
 
     tables: dict[str, pa.Table] = field(default_factory=dict)
     views: dict[str, VersionRef] = field(default_factory=dict)
+    # Views other than VIEW.
+    registered: dict[VersionRef, FeatureView] = field(default_factory=dict)
     schedule: pa.Table = field(default_factory=lambda: schedule(0))
     uses: dict[Thing, set[Thing]] = field(default_factory=dict)
     away: bool = False
@@ -123,7 +125,7 @@ class MemoryStore:
         return table.filter(pc.equal(table["split"], split)) if split else table
 
     async def view(self, view: VersionRef) -> FeatureView:
-        return VIEW
+        return self.registered.get(view, VIEW)
 
     async def latest_rows(self, group: VersionRef, start: datetime, end: datetime) -> pa.Table:
         times = self.schedule["event_time"]
@@ -200,7 +202,7 @@ async def running_trainer(
         store.add("jan", flights(1))
         reads: FeatureStore = feature_store or store
         artifacts = FolderArtifacts(folder)
-        registry = Registry(database, lambda: NOW, Declarations(reads))
+        registry = Registry(database, lambda: NOW, Declarations(reads), reads.view)
         scorers = Scorers(artifacts)
         evaluation = Evaluation(registry, scorers, reads)
         sink_database = Database(settings, "sink")

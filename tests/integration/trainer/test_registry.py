@@ -95,7 +95,7 @@ async def test_a_change_by_another_replica_is_seen_at_the_next_reading(trainer: 
     states = DeploymentWatch(trainer.registry, asyncio.Event(), reread_s=0.05).follow()
     async with asyncio.timeout(5):
         assert await anext(states) == []
-        other = Registry(trainer.database, lambda: NOW, Declarations(trainer.store))
+        other = Registry(trainer.database, lambda: NOW, Declarations(trainer.store), trainer.store.view)
         await other.set_deployment("delays", LATE_1)
         assert [d.name for d in await anext(states)] == ["delays"]
     await states.aclose()  # type: ignore[attr-defined]  # an async generator

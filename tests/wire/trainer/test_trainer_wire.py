@@ -177,6 +177,39 @@ def test_a_good_training_without_a_feature_store_is_unavailable(trainer: Trainer
     _expect(lambda: stub.Train(_train()), grpc.StatusCode.UNAVAILABLE)
 
 
+def _deployed(*arms: registry.Arm, **values: Any) -> registry.SetDeploymentRequest:
+    return registry.SetDeploymentRequest(name="delays", arms=arms, **values)
+
+
+def _arm(name: str = "champion", weight: int = 1, **values: Any) -> registry.Arm:
+    return registry.Arm(name=name, model=VersionRef(name="late", version=1), weight=weight, **values)
+
+
+@pytest.mark.parametrize(
+    ("request_", "field"),
+    [
+        (_deployed(), "model.name"),
+        (_deployed(_arm(), model=VersionRef(name="late")), "model"),
+        (_deployed(*[_arm(f"a{i}") for i in range(17)]), "arms"),
+        (_deployed(_arm(), *[_arm(f"s{i}", 0, shadow=True) for i in range(5)]), "arms"),
+        (_deployed(_arm(), _arm("b"), _arm()), "arms[2].name"),
+        (_deployed(_arm(), _arm("B b")), "arms[1].name"),
+        (_deployed(_arm(weight=10_001)), "arms[0].weight"),
+        (_deployed(_arm(), _arm("b", 1, shadow=True)), "arms[1].weight"),
+        (_deployed(_arm(weight=0), _arm("b")), "arms[0]"),
+        (_deployed(_arm(weight=0, shadow=True), _arm("b")), "arms[0]"),
+        (_deployed(registry.Arm(name="a", weight=1)), "arms[0].model.name"),
+        (_deployed(_arm(), salt="x" * 65), "salt"),
+        (_deployed(_arm(), salt="a\0b"), "salt"),
+    ],
+)
+def test_arms_that_cannot_be_are_refused(
+    trainer: TrainerProcess, request_: registry.SetDeploymentRequest, field: str
+) -> None:
+    stub = model_registry_pb2_grpc.ModelRegistryServiceStub(trainer.channel)
+    _expect(lambda: stub.SetDeployment(request_), INVALID, field)
+
+
 @pytest.mark.parametrize(
     ("request_", "field"),
     [
