@@ -123,7 +123,7 @@ def _dump_source(source: ViewSource) -> dict[str, Any]:
 
 
 def _dump_feature(feature: ViewFeature) -> dict[str, Any]:
-    content = {
+    content: dict[str, Any] = {
         "feature": feature.feature,
         "name": feature.name,
         "missing": feature.missing.name,
