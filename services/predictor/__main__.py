@@ -104,7 +104,7 @@ async def serve(settings: PredictorSettings) -> None:
         telemetry.watch("streams_open", "Streams of requests under way", lambda: streams.open)
         servicer = PredictionServicer(predictor, verifier, deployments, spool, streams)
         prediction_pb2_grpc.add_PredictionServiceServicer_to_server(servicer, server.grpc)
-        inference = InferenceServicer(predictor, deployments, ready, importlib.metadata.version("foresight"))
+        inference = InferenceServicer(predictor, deployments, streams, ready, importlib.metadata.version("foresight"))
         grpc_service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(inference, server.grpc)
         await server.run([SERVICE, INFERENCE_SERVICE], ready)
 

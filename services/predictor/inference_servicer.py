@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any
 
 import grpc
@@ -22,10 +23,11 @@ from services.predictor.inference_description import (
     index,
     is_ready,
 )
-from services.predictor.prediction import Predictor, Request
+from services.predictor.prediction import Predicting, Request
 from services.predictor.questions import ROWS_MAX
 from services.predictor.servicer import CALLER_CHARACTERS_MAX
 from services.predictor.serving import Served
+from services.predictor.streams import Streams
 from services.runtime.boundary import request_id_of
 from services.runtime.errors import PermissionDenied, ServiceError
 from services.runtime.identity import caller_of, is_operator
@@ -42,10 +44,16 @@ class InferenceServicer(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
     """The service of one replica; `ready` is what health follows, `release` the version of the server."""
 
     def __init__(
-        self, predictor: Predictor, deployments: Deployments, ready: Callable[[], Awaitable[bool]], release: str
+        self,
+        predictor: Predicting,
+        deployments: Deployments,
+        streams: Streams,
+        ready: Callable[[], Awaitable[bool]],
+        release: str,
     ) -> None:
         self._predictor = predictor
         self._deployments = deployments
+        self._streams = streams
         self._ready = ready
         self._release = release
 
@@ -103,9 +111,17 @@ class InferenceServicer(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
     async def ModelStreamInfer(
         self, request: AsyncIterator[grpc_service_pb2.ModelInferRequest], context: Context
     ) -> AsyncIterator[grpc_service_pb2.ModelStreamInferResponse]:
-        """See the proto. The next message is read when the answer to the one before has left: HTTP/2 holds it back."""
-        async for message in request:
-            yield await self._infer_of_stream(message, context)
+        """See the proto. Answers come in the order of the messages, several of which are worked on at a time."""
+
+        def answer(
+            message: grpc_service_pb2.ModelInferRequest,
+        ) -> Coroutine[Any, Any, grpc_service_pb2.ModelStreamInferResponse]:
+            return self._infer_of_stream(message, context)
+
+        size_of = grpc_service_pb2.ModelInferRequest.ByteSize
+        async with contextlib.aclosing(self._streams.answers(request, answer, size_of)) as answers:
+            async for response in answers:
+                yield response
 
     async def ModelStatistics(
         self, request: grpc_service_pb2.ModelStatisticsRequest, context: Context

@@ -235,7 +235,7 @@ class Rig:
             async def ready() -> bool:
                 return deployments.ready and spool.accepting
 
-            inference = InferenceServicer(predictor, deployments, ready, "1.2.3")
+            inference = InferenceServicer(predictor, deployments, streams, ready, "1.2.3")
             grpc_service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(inference, server)
             server.add_insecure_port(self.address("predictor"))
             await server.start()
