@@ -11,11 +11,11 @@ from collections.abc import Sequence
 import grpc
 
 from foresight.logger.v1 import prediction_log_pb2, prediction_log_pb2_grpc
+from foresight.wire.column_bytes import varint
 from services.predictor.incarnations import Lost, Spooled
 from services.predictor.record_codec import decode_message
 from services.predictor.records import PredictionRecord
 from services.predictor.shipping import RecordsRefused
-from services.predictor.wire_bytes import varint
 from services.runtime.channel import translated
 
 _NAME = "logger"

@@ -9,11 +9,11 @@ from functools import lru_cache
 from foresight.logger.v1 import prediction_log_pb2
 from foresight.types.v1 import types_pb2
 from foresight.wire import decode_column, decode_instant, encode_instant
+from foresight.wire.column_bytes import Bounds, columns_bytes, delimited, packed_varints, tag
 from services.predictor.policies import ResolvedFeature
 from services.predictor.records import PredictionRecord, RecordBatch, RecordedRequest
 from services.predictor.vectors import SourceRows
 from services.predictor.versions import VersionRef
-from services.predictor.wire_bytes import Bounds, columns_bytes, delimited, packed_varints, tag
 
 _FIELDS = prediction_log_pb2.PredictionRecord.DESCRIPTOR.fields_by_name
 _KEYS, _REQUEST_FEATURES, _FEATURES, _SOURCES, _OUTPUTS = (

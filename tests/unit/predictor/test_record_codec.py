@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from foresight.logger.v1 import prediction_log_pb2
 from foresight.values import Column, DataType, FeatureStatus
 from foresight.wire import encode_column
+from foresight.wire.column_bytes import columns_bytes, packed_varints, tag, varint
 from services.predictor.policies import ResolvedFeature
 from services.predictor.record_codec import decode_record, encode_records
 from services.predictor.records import RecordBatch, RecordedRequest
 from services.predictor.vectors import SourceRows
 from services.predictor.versions import VersionRef
-from services.predictor.wire_bytes import columns_bytes, packed_varints, tag, varint
 from tests.unit.values.columns import columns, same
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
