@@ -27,6 +27,8 @@ from foresight.client.statuses import error_of
 T = TypeVar("T")
 Request = TypeVar("Request")
 Response = TypeVar("Response")
+# Names and values that go along with a call.
+Headers = tuple[tuple[str, str], ...]
 
 MESSAGE_BYTES_MAX = 16 << 20
 PAUSE_MIN_S = 0.05
@@ -136,16 +138,21 @@ class Connection:
         request: Request,
         timeout_s: float = CALL_S,
         recovered: Callable[[], Response | None] | None = None,
+        headers: Headers = (),
     ) -> Response:
         """Calls with one request and one answer; the deadline counts anew for each attempt."""
-        return self.retry.run(lambda: self.call_once(method, request, timeout_s), recovered)
+        return self.retry.run(lambda: self.call_once(method, request, timeout_s, headers), recovered)
 
     def call_once(
-        self, method: grpc.UnaryUnaryMultiCallable[Request, Response], request: Request, timeout_s: float = CALL_S
+        self,
+        method: grpc.UnaryUnaryMultiCallable[Request, Response],
+        request: Request,
+        timeout_s: float = CALL_S,
+        headers: Headers = (),
     ) -> Response:
         """As `call`, without any retry."""
         try:
-            return method(request, timeout=timeout_s)
+            return method(request, timeout=timeout_s, metadata=headers or None)
         except grpc.RpcError as error:
             raise error_of(error, self.address) from None
 

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from foresight.client.connection import PREDICT_S, READ_S, Calls, Connection
+from foresight.client.connection import PREDICT_S, READ_S, Calls, Connection, Headers
 from foresight.client.datasets import decode_ref
 from foresight.client.errors import NotFound
 from foresight.client.features import VersionRef, describe_view, encode_optional, read_rows
@@ -25,6 +25,8 @@ from foresight.values import FeatureStatus
 from foresight.wire import decode_column, decode_instant
 
 _CAUSES = {1: "data", 2: "expiry", 3: "transform", 4: "model", 5: "type", 6: "forgotten"}
+# The gateway sends calls with the same value to the same replica, as long as that is there.
+REQUEST_ID_HEADER = "x-foresight-request-id"
 # Columns of every group that say nothing about a prediction.
 _BOOKKEEPING = ("known_at", "commit", "deleted")
 
@@ -40,13 +42,17 @@ class MissingFeature:
 
 @dataclass(frozen=True, slots=True)
 class Predictions:
-    """Answers for n rows: `outputs` has a list of n values per output, `pandas.DataFrame(answer.outputs)` a table."""
+    """Answers for n rows: `outputs` has a list of n values per output, `pandas.DataFrame(answer.outputs)` a table.
+
+    `repeated`: they had been given before, to an earlier call with the same request id.
+    """
 
     ids: list[str]
     outputs: dict[str, list[Any]]
     model: VersionRef
     event_time: datetime
     missing: list[MissingFeature]
+    repeated: bool = False
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -124,24 +130,38 @@ class PredictionCalls(Calls):
         self._log = prediction_log_pb2_grpc.PredictionLogServiceStub(connection.channel)
 
     def predict(
-        self, deployment: str, rows: Any, *, event_time: datetime | None = None, timeout_s: float = PREDICT_S
+        self,
+        deployment: str,
+        rows: Any,
+        *,
+        event_time: datetime | None = None,
+        request_id: str = "",
+        timeout_s: float = PREDICT_S,
     ) -> Predictions:
         """Predicts for 1 to 1,024 rows: a DataFrame, a list of dicts, a dict of lists, or a dict for a single row.
 
         Rows have the view's entity keys and request features; types follow from the values, see `rows`. Features are
-        read as of `event_time` (default: now). When an answer is lost it is asked again: that is a new prediction
-        with its own id, and the unanswered one stays in the log.
+        read as of `event_time` (default: now).
+
+        When an answer is lost it is asked again. Without a `request_id` that is a new prediction with its own id, and
+        the unanswered one stays in the log. With one (at most 128 bytes, yours to choose, `uuid.uuid4().hex` will do)
+        the repeat gets the first answer, also when you call again with the same rows within 10 minutes.
         """
         request = prediction_pb2.PredictRequest(
-            deployment=deployment, columns=encode_rows(rows), event_time=encode_optional(event_time)
+            deployment=deployment,
+            columns=encode_rows(rows),
+            event_time=encode_optional(event_time),
+            request_id=request_id,
         )
-        answer = self._connection.call(self._predictor.Predict, request, timeout_s)
+        headers = _request_headers(request_id)
+        answer = self._connection.call(self._predictor.Predict, request, timeout_s, headers=headers)
         return Predictions(
             ids=list(answer.prediction_ids),
             outputs={column.name: _values_of(column) for column in answer.outputs},
             model=decode_ref(answer.model),
             event_time=decode_instant(answer.event_time),
             missing=[MissingFeature(m.row, m.feature, FeatureStatus(m.status)) for m in answer.missing],
+            repeated=answer.repeated_answer,
         )
 
     def verify(self, prediction_id: str, *, timeout_s: float = READ_S) -> Verification:
@@ -267,3 +287,9 @@ def _decode_use(feature: prediction_log_pb2.LoggedFeature, row: int) -> FeatureU
     return FeatureUse(
         decode_column(feature.column).python(row), status, {1: "null", 2: "default", 3: "fail"}.get(policy, "")
     )
+
+
+def _request_headers(request_id: str) -> Headers:
+    # A header holds no other characters. Without it the repeat may meet another replica, which predicts anew.
+    plain = request_id.isascii() and request_id.isprintable() and request_id == request_id.strip()
+    return ((REQUEST_ID_HEADER, request_id),) if request_id and plain else ()
