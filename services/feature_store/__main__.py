@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from services.runtime import termination
+
+if __name__ == "__main__":
+    # What follows takes a while to load, and may be told to stop meanwhile.
+    termination.exit_when_told()
+
 import asyncio
 import contextlib
 from pathlib import Path
@@ -191,7 +197,7 @@ def main() -> None:
     """Reads the settings and serves."""
     settings = load_settings(FeatureStoreSettings)
     configure_logs("feature_store", settings.log_level)
-    asyncio.run(serve(settings))
+    termination.run(serve(settings))
 
 
 if __name__ == "__main__":

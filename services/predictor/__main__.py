@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from services.runtime import termination
+
+if __name__ == "__main__":
+    # What follows takes a while to load, and may be told to stop meanwhile.
+    termination.exit_when_told()
+
 import asyncio
 import contextlib
 import importlib.metadata
@@ -15,7 +21,7 @@ from services.predictor.admission import Admission
 from services.predictor.artifacts import ArtifactCache
 from services.predictor.config import PredictorSettings
 from services.predictor.deployments import Deployments
-from services.predictor.feature_store_client import FeatureStoreClient
+from services.predictor.feature_store_client import REPEATABLE, FeatureStoreClient
 from services.predictor.inference_servicer import INFERENCE_SERVICE, InferenceServicer
 from services.predictor.logger_client import LoggerClient
 from services.predictor.models import ModelCache
@@ -46,7 +52,7 @@ def main() -> None:
     settings = load_settings(PredictorSettings)
     configure_logs("predictor", settings.log_level)
     try:
-        asyncio.run(serve(settings))
+        termination.run(serve(settings))
     except SpoolInUse as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(1)
@@ -62,7 +68,7 @@ async def serve(settings: PredictorSettings) -> None:
 
         spool = await asyncio.to_thread(_open_spool, settings)
         stack.callback(spool.close)
-        features = FeatureStoreClient(await stack.enter_async_context(open_channel(settings.feature_store)))
+        features = FeatureStoreClient(await stack.enter_async_context(open_channel(settings.feature_store, REPEATABLE)))
         trainer = TrainerClient(await stack.enter_async_context(open_channel(settings.trainer)))
         logger = LoggerClient(await stack.enter_async_context(open_channel(settings.logger)))
 

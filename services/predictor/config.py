@@ -10,7 +10,6 @@ from pydantic_settings import SettingsConfigDict
 from services.predictor.admission import QUEUE_ROWS_MAX
 from services.predictor.batching import WINDOW_S
 from services.predictor.streams import STREAMS_MAX
-from services.predictor.streams import STREAMS_MAX
 from services.runtime.settings import ServiceSettings, SocketAddress, SocketAddresses
 
 SPOOL_BYTES_MAX = 1 << 30
@@ -54,9 +53,6 @@ class PredictorSettings(ServiceSettings):
         default=PENDING_CALLS_MAX,
         ge=1,
         description="calls that may queue unseen before the transport begins to drop new ones",
-    )
-    streams_max: int = Field(
-        default=STREAMS_MAX, ge=1, description="streams of requests that may be open; one more is refused"
     )
     streams_max: int = Field(
         default=STREAMS_MAX, ge=1, description="streams of requests that may be open; one more is refused"

@@ -17,6 +17,12 @@ from services.predictor.versions import VersionRef
 from services.runtime.channel import translated
 
 _NAME = "feature store"
+# What only reads: another process of the feature store may be asked again.
+REPEATABLE = (
+    ("foresight.feature_store.v1.OnlineFeatureService", "GetFeatureVectors"),
+    ("foresight.feature_store.v1.OnlineFeatureService", "ReplayFeatureVectors"),
+    ("foresight.feature_store.v1.FeatureRegistryService", "GetFeatureView"),
+)
 REGISTRY_TIMEOUT_S = 5.0
 REPLAY_TIMEOUT_S = 30.0
 

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Annotated, TypeVar
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
 
-from pydantic import AfterValidator, BaseModel, Field, ValidationError, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
 
 # Linux refuses longer socket paths; see unix(7).
 SOCKET_PATH_BYTES_MAX = 107
+# Processes of one service that another one calls.
+ADDRESSES_MAX = 16
 S = TypeVar("S", bound="ServiceSettings")
 
 
@@ -24,10 +26,26 @@ def _check_socket(address: str) -> str:
         raise ValueError("must be unix:/absolute/path; services are reached from outside through the gateway")
     if len(address.removeprefix("unix:").encode()) > SOCKET_PATH_BYTES_MAX:
         raise ValueError(f"the socket's path is longer than {SOCKET_PATH_BYTES_MAX} bytes")
+    if "," in address:
+        raise ValueError("the socket's path must not hold a comma")
     return address
 
 
+def _split(addresses: object) -> object:
+    return tuple(addresses.split(",")) if isinstance(addresses, str) else addresses
+
+
+def _check_several(addresses: tuple[str, ...]) -> tuple[str, ...]:
+    if not 1 <= len(addresses) <= ADDRESSES_MAX or len(set(addresses)) != len(addresses):
+        raise ValueError(f"must be 1 to {ADDRESSES_MAX} different addresses, separated by commas")
+    return addresses
+
+
 SocketAddress = Annotated[str, AfterValidator(_check_socket)]
+# Of a service that runs in several processes: `unix:/first,unix:/second`.
+SocketAddresses = Annotated[
+    tuple[SocketAddress, ...], NoDecode, BeforeValidator(_split), AfterValidator(_check_several)
+]
 
 
 class ServiceSettings(BaseSettings):
@@ -38,6 +56,9 @@ class ServiceSettings(BaseSettings):
     listen: SocketAddress = Field(description="address of the gRPC server, unix:/absolute/path")
     metrics_port: int = Field(default=0, ge=0, le=65535, description="port of the metrics page on 127.0.0.1; 0: none")
     log_level: str = Field(default="INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$")
+    drain_pause_s: float = Field(
+        default=1.0, ge=0, le=60, description="after SIGTERM, time for balancers to look away while calls are answered"
+    )
     stop_grace_s: float = Field(default=5.0, ge=0, le=600, description="time given to calls when stopping")
 
 

@@ -13,7 +13,14 @@ from pydantic import ValidationError
 from sqlalchemy import make_url
 
 from services.logger.config import LoggerSettings
-from services.runtime.settings import SOCKET_PATH_BYTES_MAX, DatabaseSettings, ServiceSettings
+from services.runtime.settings import (
+    ADDRESSES_MAX,
+    SOCKET_PATH_BYTES_MAX,
+    DatabaseSettings,
+    ServiceSettings,
+    SocketAddresses,
+    load_settings,
+)
 
 ROOT = Path(__file__).parents[3]
 
@@ -108,3 +115,34 @@ def test_the_password_comes_from_its_file_whatever_is_in_it(tmp_path: Path, pass
 
 def test_without_a_password_file_the_url_stays_as_it_is() -> None:
     assert DatabaseSettings(url="postgresql://role@host/data").with_password() == "postgresql://role@host/data"
+
+
+class Callers(ServiceSettings):
+    """A service that calls another one."""
+
+    others: SocketAddresses
+
+
+@pytest.mark.parametrize(
+    ("given", "addresses"),
+    [
+        ("unix:/a", ("unix:/a",)),
+        ("unix:/a,unix:/b", ("unix:/a", "unix:/b")),
+        (",".join(f"unix:/{n}" for n in range(ADDRESSES_MAX)), tuple(f"unix:/{n}" for n in range(ADDRESSES_MAX))),
+    ],
+)
+def test_a_service_in_several_processes_has_an_address_for_each(
+    given: str, addresses: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LISTEN", "unix:/s")
+    monkeypatch.setenv("OTHERS", given)
+    assert load_settings(Callers).others == addresses
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["", "unix:/a,", "unix:/a,unix:/a", "unix:/a, unix:/b", ",".join(f"unix:/{n}" for n in range(ADDRESSES_MAX + 1))],
+)
+def test_addresses_are_few_different_and_all_right(given: str) -> None:
+    with pytest.raises(ValidationError):
+        Callers.model_validate({"listen": "unix:/s", "others": given})

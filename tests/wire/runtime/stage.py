@@ -21,7 +21,7 @@ from google.protobuf.wrappers_pb2 import StringValue
 from google.rpc import error_details_pb2, status_pb2
 
 from foresight.values import InvalidValue, Violation
-from services.runtime import errors
+from services.runtime import errors, termination
 from services.runtime.channel import open_channel
 from services.runtime.metrics import Metrics
 from services.runtime.server import Ready, Server
@@ -43,7 +43,9 @@ FAILURES: dict[str, Callable[[], Exception]] = {
 
 
 async def respond(request: StringValue) -> StringValue:
-    """Fails as the text says, or answers it."""
+    """Fails as the text says, or answers it; `who` is answered with the id of the process."""
+    if request.value == "who":
+        return StringValue(value=str(os.getpid()))
     if request.value in FAILURES:
         raise FAILURES[request.value]()
     if request.value.startswith("wait "):
@@ -107,7 +109,7 @@ async def running_stage() -> AsyncIterator[Stage]:
     folder = Path(tempfile.mkdtemp(prefix="fs-rt-"))
     address = f"unix:{folder}/s"
     metrics = Metrics("testing")
-    server = Server(ServiceSettings(listen=address, stop_grace_s=1), metrics)
+    server = Server(ServiceSettings(listen=address, drain_pause_s=0, stop_grace_s=1), metrics)
     add_echo(server)
     mask = os.umask(0o077)
     try:
@@ -161,17 +163,25 @@ def info_of(error: grpc.aio.AioRpcError) -> tuple[str, dict[str, str], list[str]
     return info.reason, dict(info.metadata), [violation.field for violation in bad.field_violations]
 
 
-async def serve(address: str) -> None:
-    """Runs the server until it is told to stop."""
+async def serve(address: str, drain_pause_s: float) -> None:
+    """Says that it begins, and runs the server until it is told to stop; never gets so far for the address `wait`."""
+    sys.stdout.write("begun\n")
+    sys.stdout.flush()
+    if address == "wait":
+        try:
+            await asyncio.Event().wait()
+        finally:
+            sys.stdout.write("put away\n")
 
     async def ready() -> bool:
         return True
 
-    server = Server(ServiceSettings(listen=address, stop_grace_s=10), Metrics("testing"))
+    settings = ServiceSettings(listen=address, drain_pause_s=drain_pause_s, stop_grace_s=10)
+    server = Server(settings, Metrics("testing"))
     add_echo(server)
     check: Ready = ready
     await server.run([SERVICE], check)
 
 
 if __name__ == "__main__":
-    asyncio.run(serve(sys.argv[1]))
+    termination.run(serve(sys.argv[1], float(sys.argv[2])))

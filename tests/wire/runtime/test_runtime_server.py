@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import grpc
+import pytest
 import pytest_asyncio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
@@ -78,12 +81,37 @@ async def test_reflection_lists_the_services(stage: Stage) -> None:
     assert names == {SERVICE, "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
 
 
-async def test_sigterm_lets_a_call_in_flight_finish_and_then_ends_the_process() -> None:
-    folder = Path(tempfile.mkdtemp(prefix="fs-rt-"))
-    address = f"unix:{folder}/s"
-    command = (sys.executable, "-m", "tests.wire.runtime.stage", address)
-    process = await asyncio.create_subprocess_exec(*command, cwd=ROOT, stderr=asyncio.subprocess.DEVNULL)
+@contextlib.asynccontextmanager
+async def program(*arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    """The stage as a program, begun."""
+    command = (sys.executable, "-m", "tests.wire.runtime.stage", *arguments)
+    process = await asyncio.create_subprocess_exec(
+        *command, cwd=ROOT, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
+    )
     try:
+        assert process.stdout is not None
+        assert await process.stdout.readline() == b"begun\n"
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+@pytest.fixture
+def address() -> Iterator[str]:
+    folder = Path(tempfile.mkdtemp(prefix="fs-rt-"))
+    yield f"unix:{folder}/s"
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+async def ended(process: asyncio.subprocess.Process) -> int:
+    async with asyncio.timeout(20):
+        return await process.wait()
+
+
+async def test_sigterm_lets_a_call_in_flight_finish_and_then_ends_the_process(address: str) -> None:
+    async with program(address, "0.2") as process:
         async with open_channel(address) as channel:
             spread: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream(f"/{SERVICE}/Spread")
             call = spread(text("begun,wait 1"), wait_for_ready=True)
@@ -94,10 +122,50 @@ async def test_sigterm_lets_a_call_in_flight_finish_and_then_ends_the_process() 
             await becomes(channel, NOT_SERVING)
             assert value_of(await anext(answers)) == "wait 1"
             assert await call.code() is grpc.StatusCode.OK
-        async with asyncio.timeout(10):
-            assert await process.wait() == 0
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-        shutil.rmtree(folder, ignore_errors=True)
+        assert await ended(process) == 0
+
+
+async def test_new_calls_are_answered_after_sigterm_until_the_pause_is_over(address: str) -> None:
+    async with program(address, "60") as process, open_channel(address) as channel:
+        await becomes(channel, SERVING)
+        process.send_signal(signal.SIGTERM)
+        await becomes(channel, NOT_SERVING)
+        unary: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(f"/{SERVICE}/Unary")
+        assert value_of(await unary(text("still here"))) == "still here"
+        process.send_signal(signal.SIGTERM)
+        assert await ended(process) == 0
+
+
+async def test_sigint_leaves_out_the_pause_but_not_the_calls_in_flight(address: str) -> None:
+    async with program(address, "60") as process:
+        async with open_channel(address) as channel:
+            spread: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream(f"/{SERVICE}/Spread")
+            call = spread(text("begun,wait 1"), wait_for_ready=True)
+            answers = aiter(call)
+            assert value_of(await anext(answers)) == "begun"
+            await becomes(channel, SERVING)
+            process.send_signal(signal.SIGINT)
+            assert value_of(await anext(answers)) == "wait 1"
+        assert await ended(process) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_signal_before_the_server_runs_puts_away_what_was_opened(number: signal.Signals) -> None:
+    async with program("wait", "60") as process:
+        process.send_signal(number)
+        assert process.stdout is not None
+        assert await process.stdout.readline() == b"put away\n"
+        assert await ended(process) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_a_program_loads_ends_it_in_order(number: signal.Signals) -> None:
+    loading = (
+        "import os, signal\n"
+        "from services.runtime import termination\n"
+        "termination.exit_when_told()\n"
+        f"try: os.kill(os.getpid(), {int(number)}); signal.pause()\n"
+        "except BaseException: raise SystemExit(3)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", loading], cwd=ROOT, timeout=60, check=False, capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")
