@@ -37,7 +37,8 @@ FIELDS_MAX = VIEW_KEYS_MAX + REQUEST_FEATURES_MAX
 INTEGER_END = 2**53
 # More are not told: the status could not hold them.
 FAULTS_MAX = 16
-_FLOAT32_MAX = float(np.finfo(np.float32).max)
+# From half a step beyond the largest 32-bit float on, a number is rounded to infinity.
+_FLOAT32_END = float(2**128 - 2**103)
 _DECIMAL = re.compile(r"(?:0|-?[1-9][0-9]{0,18})\Z")
 _RFC_3339 = re.compile(
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt][0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]{1,6}0{0,3})?(?:[Zz]|[+-][0-9]{2}:[0-9]{2})\Z"
@@ -159,7 +160,7 @@ def _vector(message: Any, field: Field) -> list[float]:
         if kind != "number_value":
             raise _Wrong(f"has {_KINDS[kind]} at {place}, not a number")
         # NaN compares false.
-        if not abs(item.number_value) <= _FLOAT32_MAX:
+        if not abs(item.number_value) < _FLOAT32_END:
             raise _Wrong(f"has a number at {place} that is NaN, infinite or beyond 32-bit floats")
     return [item.number_value for item in items]
 

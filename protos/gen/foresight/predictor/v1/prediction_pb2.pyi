@@ -314,8 +314,9 @@ class PredictRowsRequest(_message.Message):
     @_builtins.property
     def rows(self) -> _containers.RepeatedCompositeFieldContainer[_struct_pb2.Struct]:
         """1 to 1,024 rows, each with every entity key of the view and every request feature by name. Null is NULL. An INT64
-        comes as a number without fraction up to 2^53 in size, or as a decimal string; a timestamp as RFC 3339 text; a
-        vector as a list of numbers. A number that would lose digits is refused.
+        comes as a number without fraction below 2^53 in size (2^53 may be what a double left of 2^53 + 1), or as a decimal
+        string; a timestamp as RFC 3339 text with up to 6 digits of a second's fraction; a vector as a list of numbers.
+        INVALID_ARGUMENT names `rows[i].name`.
         """
 
     @_builtins.property
@@ -355,7 +356,7 @@ class PredictedRow(_message.Message):
     """Arm that answered, when the deployment has several."""
     @_builtins.property
     def outputs(self) -> _struct_pb2.Struct:
-        """The model's outputs by name, see PredictResponse. An INT64 beyond 2^53 in size comes as a decimal string."""
+        """The model's outputs by name, see PredictResponse. An INT64 of 2^53 or more in size comes as a decimal string."""
 
     @_builtins.property
     def model(self) -> _types_pb2.VersionRef:

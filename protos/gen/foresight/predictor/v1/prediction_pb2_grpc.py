@@ -89,8 +89,11 @@ class PredictionServiceServicer:
 
     def PredictStream(self, request_iterator, context):
         """Predict for many requests over one call: each is answered, in the order in which they were sent. A request that
-        fails is answered with its error and does not end the stream. The server stops reading while it has 64 requests
-        unanswered, so that a caller that does not read its answers is held up by gRPC's flow control.
+        fails is answered with its error and does not end the stream; bytes that are no message do, with INVALID_ARGUMENT
+        after the answers to those before. The deadline of each request is that of the call. The server stops reading while
+        it has 64 requests or 1 MiB of them unanswered, so that a caller that does not read its answers is held up by gRPC's
+        flow control. RESOURCE_EXHAUSTED when a replica has too many streams; UNAVAILABLE after the answers to what it has
+        read when it stops: what has no answer then was not read.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

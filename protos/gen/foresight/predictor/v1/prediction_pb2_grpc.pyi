@@ -42,8 +42,11 @@ class PredictionServiceStub:
     """Predict for callers with rows of JSON instead of typed columns: values are read as the types of the view."""
     PredictStream: _grpc.StreamStreamMultiCallable[_prediction_pb2.PredictStreamRequest, _prediction_pb2.PredictStreamResponse]
     """Predict for many requests over one call: each is answered, in the order in which they were sent. A request that
-    fails is answered with its error and does not end the stream. The server stops reading while it has 64 requests
-    unanswered, so that a caller that does not read its answers is held up by gRPC's flow control.
+    fails is answered with its error and does not end the stream; bytes that are no message do, with INVALID_ARGUMENT
+    after the answers to those before. The deadline of each request is that of the call. The server stops reading while
+    it has 64 requests or 1 MiB of them unanswered, so that a caller that does not read its answers is held up by gRPC's
+    flow control. RESOURCE_EXHAUSTED when a replica has too many streams; UNAVAILABLE after the answers to what it has
+    read when it stops: what has no answer then was not read.
     """
     VerifyPrediction: _grpc.UnaryUnaryMultiCallable[_prediction_pb2.VerifyPredictionRequest, _prediction_pb2.VerifyPredictionResponse]
     """Replays a logged prediction (features of then, transforms, model) and compares it byte by byte."""
@@ -66,8 +69,11 @@ class PredictionServiceAsyncStub(PredictionServiceStub):
     """Predict for callers with rows of JSON instead of typed columns: values are read as the types of the view."""
     PredictStream: _aio.StreamStreamMultiCallable[_prediction_pb2.PredictStreamRequest, _prediction_pb2.PredictStreamResponse]  # type: ignore[assignment]
     """Predict for many requests over one call: each is answered, in the order in which they were sent. A request that
-    fails is answered with its error and does not end the stream. The server stops reading while it has 64 requests
-    unanswered, so that a caller that does not read its answers is held up by gRPC's flow control.
+    fails is answered with its error and does not end the stream; bytes that are no message do, with INVALID_ARGUMENT
+    after the answers to those before. The deadline of each request is that of the call. The server stops reading while
+    it has 64 requests or 1 MiB of them unanswered, so that a caller that does not read its answers is held up by gRPC's
+    flow control. RESOURCE_EXHAUSTED when a replica has too many streams; UNAVAILABLE after the answers to what it has
+    read when it stops: what has no answer then was not read.
     """
     VerifyPrediction: _aio.UnaryUnaryMultiCallable[_prediction_pb2.VerifyPredictionRequest, _prediction_pb2.VerifyPredictionResponse]  # type: ignore[assignment]
     """Replays a logged prediction (features of then, transforms, model) and compares it byte by byte."""
@@ -105,8 +111,11 @@ class PredictionServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_prediction_pb2.PredictStreamResponse], _abc.AsyncIterator[_prediction_pb2.PredictStreamResponse]]:
         """Predict for many requests over one call: each is answered, in the order in which they were sent. A request that
-        fails is answered with its error and does not end the stream. The server stops reading while it has 64 requests
-        unanswered, so that a caller that does not read its answers is held up by gRPC's flow control.
+        fails is answered with its error and does not end the stream; bytes that are no message do, with INVALID_ARGUMENT
+        after the answers to those before. The deadline of each request is that of the call. The server stops reading while
+        it has 64 requests or 1 MiB of them unanswered, so that a caller that does not read its answers is held up by gRPC's
+        flow control. RESOURCE_EXHAUSTED when a replica has too many streams; UNAVAILABLE after the answers to what it has
+        read when it stops: what has no answer then was not read.
         """
 
     @_abc_1.abstractmethod
