@@ -1,9 +1,10 @@
-"""Which model answers for which deployment.
+"""Which models answer for which deployment.
 
-A watch follows the trainer. For every deployment whose version is not the one that serves, a task fetches the view,
-checks the transforms, fetches and loads the artifact, warms it and then swaps it in with one assignment: a request
-keeps the version that it began with, and the old version serves until the new one is ready. What cannot be loaded
-shows its cause in `listing`, leaves the old version serving, and is tried again with growing pauses.
+A watch follows the trainer. For every deployment whose arms are not those that serve, a task fetches for each arm the
+view, checks the transforms, fetches and loads the artifact, warms it, and then swaps all in with one assignment: a
+request keeps the versions that it began with, and the old ones serve until the new ones are ready. What cannot be
+loaded shows its cause in `listing`, leaves the old versions serving, and is tried again with growing pauses. Shadows
+are not waited for: they are loaded after the swap, and one that fails holds nothing up.
 
 What serves is kept in a file, so that a restarted predictor serves without trainer and feature store registry.
 
@@ -19,13 +20,14 @@ from collections.abc import Callable, Sequence
 
 import structlog
 
-from foresight.transforms import TransformSet, Untrusted
+from foresight.transforms import TransformSet
 from foresight.values import InvalidValue, check_name
+from services.predictor.loading import Loader
 from services.predictor.models import ModelCache
 from services.predictor.plans import plan_view
-from services.predictor.serving import DeploymentSource, Served, ServingState, ViewPacker
+from services.predictor.serving import DeploymentSource, Served, ServedArms, ServingState, ViewPacker, state_of
 from services.predictor.serving_file import ServingFile
-from services.predictor.versions import Deployment
+from services.predictor.versions import Arm, Deployment
 from services.predictor.views import ViewCatalogue
 from services.runtime.errors import FailedPrecondition, ModelNotReady, NotFound, ServiceError, Unavailable
 
@@ -36,6 +38,7 @@ BACKOFF_MIN_S = 0.1
 BACKOFF_MAX_S = 5.0
 CAUSE_CHARACTERS_MAX = 300
 UNLOADED = "an operator unloaded it on this replica"
+_BUG = "it cannot be loaded; the predictor's log has the details"
 
 
 class Deployments:
@@ -55,14 +58,15 @@ class Deployments:
         self._source = source
         self._packer = packer
         self._views = views
-        self._models = models
-        self._transforms = transforms
+        self._loader = Loader(views, models, transforms)
         self._file = file
         self._file_lock = asyncio.Lock()
         self._jitter = jitter
         self._wanted: dict[str, Deployment] = {}
-        self._serving: dict[str, Served] = {}
+        self._serving: dict[str, ServedArms] = {}
         self._causes: dict[str, str] = {}
+        # By deployment, then by arm.
+        self._shadow_causes: dict[str, dict[str, str]] = {}
         self._loading: dict[str, asyncio.Task[None]] = {}
         self._undecided: set[str] = set()
         self._unloaded: set[str] = set()
@@ -78,14 +82,18 @@ class Deployments:
         return self._delivered and not self._undecided
 
     def serving(self, name: str) -> Served:
+        """The version that answers for a deployment, of its first arm when it has several. Raises as `arms` does."""
+        return self.arms(name).first
+
+    def arms(self, name: str) -> ServedArms:
         """What answers for a deployment. Raises InvalidValue, NotFound and ModelNotReady.
 
         A replica that has just started and has not loaded everything yet raises Unavailable: the deployment answers
         elsewhere, or in a moment.
         """
-        served = self._serving.get(name)
-        if served is not None:
-            return served
+        serving = self._serving.get(name)
+        if serving is not None:
+            return serving
         check_name(name, "deployment")
         if name in self._undecided:
             cause = self._causes.get(name, "it is being loaded")
@@ -107,16 +115,12 @@ class Deployments:
         return self._state(self.wanted(name))
 
     def all_serving(self) -> list[Served]:
-        """What answers, by name of the deployment."""
-        return [served for _, served in sorted(self._serving.items())]
+        """What answers or scores beside, by name of the deployment."""
+        return [arm.served for _, serving in sorted(self._serving.items()) for arm in serving.arms]
 
     def _state(self, wanted: Deployment) -> ServingState:
-        served = self._serving.get(wanted.name)
-        current = served is not None and served.deployment.answers_like(wanted)
-        cause = "" if current else self._causes.get(wanted.name, "it is being loaded")
-        model = served.deployment.version.model if served else None
-        failed = not current and wanted.name in self._causes
-        return ServingState(wanted.name, model, cause, wanted.version.model, failed)
+        name = wanted.name
+        return state_of(wanted, self._serving.get(name), self._causes.get(name), self._shadow_causes.get(name, {}))
 
     def wanted(self, name: str) -> Deployment:
         """The deployment as the trainer wants it. Raises InvalidValue, NotFound and Unavailable."""
@@ -128,14 +132,14 @@ class Deployments:
         raise NotFound("deployment", name)
 
     async def load(self, name: str) -> None:
-        """Serves the wanted version, at once and also after `unload`; nothing happens where it serves already.
+        """Serves what is wanted, at once and also after `unload`; nothing happens where it serves already.
 
-        Raises what `wanted` raises, and why the version cannot be loaded now; it is then tried again as usual.
+        Raises what `wanted` raises, and why it cannot be loaded now; it is then tried again as usual. Shadows that are
+        not loaded are tried at once, and not waited for.
         """
         wanted = self.wanted(name)
         self._unloaded.discard(name)
-        served = self._serving.get(name)
-        if served is not None and served.deployment.answers_like(wanted):
+        if self._serves(wanted):
             return
         if self._tasks is None:
             raise Unavailable("this replica is stopping", deployment=name)
@@ -169,18 +173,17 @@ class Deployments:
         kept = await asyncio.to_thread(self._restore)
         if kept:
             await self._accept(kept, tasks)
-        pause = BACKOFF_MIN_S
+        pauses = _Pauses(self._jitter)
         while True:
             try:
                 async for table in self._source.watch():
-                    pause = BACKOFF_MIN_S
+                    pauses = _Pauses(self._jitter)
                     await self._accept(table, tasks)
             except (ServiceError, InvalidValue) as error:
                 log.warning("watch_interrupted", reason=str(error)[:CAUSE_CHARACTERS_MAX])
             except Exception as error:  # A supervised loop: what serves goes on serving
                 log.exception("watch_failed", exc_info=error)
-            await asyncio.sleep(pause * (0.5 + self._jitter() / 2))
-            pause = min(2 * pause, BACKOFF_MAX_S)
+            await pauses.next()
 
     async def _accept(self, table: Sequence[Deployment], tasks: asyncio.TaskGroup) -> None:
         """Starts to load what changed and lets go of what is gone."""
@@ -197,20 +200,25 @@ class Deployments:
         if gone:
             self._serving = {name: s for name, s in self._serving.items() if name in wanted}
         for deployment in to_load:
-            served = self._serving.get(deployment.name)
-            if served is None and not self.ready:
+            if deployment.name not in self._serving and not self.ready:
                 self._undecided.add(deployment.name)
-            if served is None or not served.deployment.answers_like(deployment):
+            if not self._serves(deployment):
                 self._start(deployment, tasks)
         self._delivered = True
         if gone or changed:
             await self._keep()
+
+    def _serves(self, wanted: Deployment) -> bool:
+        """Whether everything that is wanted serves, shadows among it."""
+        serving = self._serving.get(wanted.name)
+        return serving is not None and serving.complete and serving.deployment.answers_like(wanted)
 
     def _let_go(self, name: str) -> None:
         """Ends what is under way for a deployment; what serves goes on."""
         if (task := self._loading.pop(name, None)) is not None:
             task.cancel()
         self._causes.pop(name, None)
+        self._shadow_causes.pop(name, None)
         self._undecided.discard(name)
 
     def _start(self, deployment: Deployment, tasks: asyncio.TaskGroup) -> asyncio.Future[ServiceError | None]:
@@ -223,12 +231,12 @@ class Deployments:
         return first
 
     async def _follow(self, deployment: Deployment, first: asyncio.Future[ServiceError | None]) -> None:
-        """Loads a deployment, as often as it takes, and swaps it in."""
+        """Loads a deployment, as often as it takes, and swaps it in; then its shadows."""
         name = deployment.name
-        pause = BACKOFF_MIN_S
+        pauses = _Pauses(self._jitter)
         while True:
             try:
-                served = await self._load(deployment)
+                serving = await self._loader.load(deployment, self._serving.get(name))
                 break
             except ServiceError as error:
                 self._causes[name] = error.message[:CAUSE_CHARACTERS_MAX]
@@ -237,44 +245,61 @@ class Deployments:
                 log.warning("deployment_not_loaded", deployment=name, cause=self._causes[name])
                 _tell(first, error)
             except Exception as error:  # A supervised loop: one deployment's fault is its own
-                self._causes[name] = "it cannot be loaded; the predictor's log has the details"
+                self._causes[name] = _BUG
                 self._undecided.discard(name)
                 log.exception("deployment_not_loaded", deployment=name, exc_info=error)
                 _tell(first, FailedPrecondition(self._causes[name], deployment=name))
-            await asyncio.sleep(pause * (0.5 + self._jitter() / 2))
-            pause = min(2 * pause, BACKOFF_MAX_S)
+            await pauses.next()
         # Kept first: what has once answered answers after a restart, too.
-        await self._keep(served)
-        # The one reference assignment: whoever reads the table sees the old one or the new one.
-        self._serving = {**self._serving, name: served}
+        await self._keep(serving)
+        self._swap_in(serving)
         self._causes.pop(name, None)
         self._undecided.discard(name)
-        self._loading.pop(name, None)
         _tell(first, None)
         log.info("model_loaded", deployment=name, model=str(deployment.version.model))
+        await self._follow_shadows(deployment)
+        self._loading.pop(name, None)
 
-    async def _load(self, deployment: Deployment) -> Served:
-        version = deployment.version
-        plan = await self._views.plan(version.view)
+    def _swap_in(self, serving: ServedArms) -> None:
+        # The one reference assignment: whoever reads the table sees the old one or the new one.
+        self._serving = {**self._serving, serving.deployment.name: serving}
+
+    async def _follow_shadows(self, deployment: Deployment) -> None:
+        """Loads the shadows of a deployment that serves, as often as it takes, and swaps in each."""
+        name = deployment.name
+        causes = self._shadow_causes[name] = {}
+        pauses = _Pauses(self._jitter)
+        while not self._serving[name].complete:
+            for arm in deployment.arms:
+                if arm.shadow and self._serving[name].named(arm.name) is None:
+                    await self._try_shadow(deployment, arm, causes)
+            if causes:
+                await pauses.next()
+
+    async def _try_shadow(self, deployment: Deployment, arm: Arm, causes: dict[str, str]) -> None:
+        name = deployment.name
         try:
-            row_wise = await asyncio.to_thread(self._transforms.are_row_wise, plan.transforms, plan.taken_by_transforms)
-        except Untrusted as error:
-            raise FailedPrecondition(str(error)) from error
-        if not row_wise:
-            log.warning("transforms_run_request_by_request", view=str(plan.ref))
-        unknown = [f.name for f in version.inputs if f.name not in plan.feature_names]
-        if unknown:
-            raise FailedPrecondition(f"the model takes {unknown[0]}, which the view {plan.ref} does not have")
-        return Served(deployment, plan, await self._models.load(version, plan.view.label), row_wise)
+            served = await self._loader.load_arm(deployment, arm)
+        except ServiceError as error:
+            causes[arm.name] = error.message[:CAUSE_CHARACTERS_MAX]
+            log.warning("shadow_not_loaded", deployment=name, arm=arm.name, cause=causes[arm.name])
+        except Exception as error:  # A supervised loop: one shadow's fault is its own
+            causes[arm.name] = _BUG
+            log.exception("shadow_not_loaded", deployment=name, arm=arm.name, exc_info=error)
+        else:
+            loaded = {a.name: a.served for a in self._serving[name].arms} | {arm.name: served}
+            self._swap_in(ServedArms.of(deployment, loaded))
+            await self._keep()
+            causes.pop(arm.name, None)
+            log.info("shadow_loaded", deployment=name, arm=arm.name, model=str(arm.version.model))
 
-    async def _keep(self, *loaded: Served) -> None:
+    async def _keep(self, *loaded: ServedArms) -> None:
         """Writes what serves now or is just loaded, what is wanted where nothing serves, and the views of all."""
         async with self._file_lock:
             serving = self._serving | {s.deployment.name: s for s in loaded}
             kept = [serving[name].deployment if name in serving else d for name, d in self._wanted.items()]
-            plans = {s.plan.ref: s.plan for s in serving.values()}
-            for deployment in kept:
-                ref = deployment.version.view
+            plans = {arm.served.plan.ref: arm.served.plan for s in serving.values() for arm in s.arms}
+            for ref in {arm.version.view: None for deployment in kept for arm in deployment.arms}:
                 # One that a restart found in the file and has yet to load: the next restart needs it, too.
                 if ref not in plans and (known := self._views.known(ref)) is not None:
                     plans[ref] = known
@@ -295,6 +320,19 @@ class Deployments:
             return []
         log.info("serving_table_restored", deployments=len(deployments))
         return deployments
+
+
+class _Pauses:
+    """Pauses between attempts, each twice as long as the one before, up to a bound."""
+
+    def __init__(self, jitter: Callable[[], float]) -> None:
+        self._jitter = jitter
+        self._seconds = BACKOFF_MIN_S
+
+    async def next(self) -> None:
+        """Waits for the next attempt."""
+        await asyncio.sleep(self._seconds * (0.5 + self._jitter() / 2))
+        self._seconds = min(2 * self._seconds, BACKOFF_MAX_S)
 
 
 def _tell(first: asyncio.Future[ServiceError | None], outcome: ServiceError | None) -> None:

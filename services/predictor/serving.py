@@ -1,21 +1,25 @@
-"""A deployment that serves, how it stands, and what the serving table needs of others."""
+"""Deployments that serve, how they stand, and what the serving table needs of others."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from foresight.values import FeatureView
+from services.predictor.assignment import Assignment
 from services.predictor.models import LoadedModel
 from services.predictor.plans import ViewPlan
 from services.predictor.tallies import Tally
-from services.predictor.versions import Deployment, VersionRef
+from services.predictor.versions import Arm, Deployment, VersionRef, is_same
+
+_LOADING = "it is being loaded"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Served:
-    """A deployment that answers: everything that a request needs, unchanged as long as it runs, and its counts.
+    """A version that answers for a deployment: everything that a request needs, unchanged as long as it runs, and
+    its counts. `deployment` is as if it had this version alone.
 
     `transforms_row_wise`: the view's transforms may run on rows of several requests at once. `together` is equal for
     deployments whose requests may share a look-up and a run of the model.
@@ -33,11 +37,77 @@ class Served:
         object.__setattr__(self, "together", f"{version.model}, {version.artifact_sha256}, {self.plan.ref}")
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class ServedArm:
+    """An arm that answers, or scores as a shadow; `probability`: the share of the entities that get it."""
+
+    name: str
+    served: Served
+    weight: int
+    probability: float
+    shadow: bool
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ServedArms:
+    """A deployment that answers, with its arms in order: all of them, but shadows that are not loaded (yet).
+
+    `first` answers for the deployment where an arm stands for all; `several`: the deployment has more arms than one.
+    `assignment` gives places in `arms`.
+    """
+
+    deployment: Deployment
+    arms: tuple[ServedArm, ...]
+    first: Served
+    several: bool
+    assignment: Assignment
+
+    @classmethod
+    def of(cls, deployment: Deployment, served: Mapping[str, Served]) -> ServedArms:
+        """The deployment with what is loaded, by name of the arm."""
+        weights = sum(arm.weight for arm in deployment.arms)
+        arms = tuple(
+            ServedArm(arm.name, served[arm.name], arm.weight, arm.weight / weights, arm.shadow)
+            for arm in deployment.arms
+            if arm.name in served
+        )
+        assignment = Assignment(deployment.salt, [(arm.name, arm.weight) for arm in arms])
+        return cls(deployment, arms, arms[0].served, len(deployment.arms) > 1, assignment)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every shadow is loaded, too."""
+        return len(self.arms) == len(self.deployment.arms)
+
+    @property
+    def shadows(self) -> tuple[ServedArm, ...]:
+        """The shadows that are loaded."""
+        return tuple(arm for arm in self.arms if arm.shadow)
+
+    def named(self, name: str) -> ServedArm | None:
+        """The arm of a name, if it is loaded."""
+        return next((arm for arm in self.arms if arm.name == name), None)
+
+
+@dataclass(frozen=True, slots=True)
+class ArmState:
+    """An arm that should serve, and how it stands; `failed`: it was tried in vain."""
+
+    name: str
+    model: VersionRef
+    weight: int
+    shadow: bool
+    ready: bool
+    cause: str
+    failed: bool
+
+
 @dataclass(frozen=True, slots=True)
 class ServingState:
-    """A deployment as this replica sees it: the version that answers and the one that should.
+    """A deployment as this replica sees it: the version that answers and the one that should, of the first arm.
 
-    `cause` says why the wanted version does not answer; `failed`: it was tried in vain, or unloaded.
+    `cause` says why what is wanted does not answer; `failed`: it was tried in vain, or unloaded. `etag` is that of
+    what answers; empty: nothing does. `arms` are those that are wanted, when they are several.
     """
 
     deployment: str
@@ -45,6 +115,35 @@ class ServingState:
     cause: str
     wanted: VersionRef
     failed: bool
+    etag: str = ""
+    arms: tuple[ArmState, ...] = ()
+
+
+def state_of(
+    wanted: Deployment, serving: ServedArms | None, cause: str | None, shadow_causes: Mapping[str, str]
+) -> ServingState:
+    """How a deployment stands: what serves, and why the rest does not; `cause` None: nothing was tried in vain."""
+    current = serving is not None and serving.deployment.answers_like(wanted)
+    failed = not current and cause is not None
+    why = "" if current else cause or _LOADING
+
+    def arm_state(arm: Arm) -> ArmState:
+        loaded = serving.named(arm.name) if serving is not None else None
+        ready = loaded is not None and is_same(loaded.served.deployment.version, arm.version)
+        its_cause, its_failed = ("", False) if ready else (why, failed)
+        if not ready and current:
+            its_cause, its_failed = shadow_causes.get(arm.name, _LOADING), arm.name in shadow_causes
+        return ArmState(arm.name, arm.version.model, arm.weight, arm.shadow, ready, its_cause, its_failed)
+
+    return ServingState(
+        deployment=wanted.name,
+        model=serving.first.deployment.version.model if serving is not None else None,
+        cause=why,
+        wanted=wanted.version.model,
+        failed=failed,
+        etag=wanted.etag if current else serving.deployment.etag if serving is not None else "",
+        arms=tuple(arm_state(arm) for arm in wanted.arms) if len(wanted.arms) > 1 else (),
+    )
 
 
 class DeploymentSource(Protocol):

@@ -12,10 +12,12 @@ from foresight.trainer.v1 import model_registry_pb2, model_registry_pb2_grpc
 from foresight.types.v1 import types_pb2
 from foresight.values import InvalidValue
 from foresight.wire import decode_column, decode_field, encode_column, encode_field
-from services.predictor.versions import Deployment, ModelVersion, VersionRef
+from services.predictor.versions import Arm, Deployment, ModelVersion, VersionRef
 from services.runtime.channel import translated
 
 _NAME = "trainer"
+# The trainer's name for the arm of a deployment that was set with a version alone.
+ONLY_ARM = "primary"
 DESCRIBE_TIMEOUT_S = 5.0
 DOWNLOAD_TIMEOUT_S = 120.0
 
@@ -62,7 +64,10 @@ class TrainerClient:
 
 
 def _decode_deployment(message: model_registry_pb2.Deployment) -> Deployment:
-    return Deployment(message.name, message.etag, _decode_version(message.version))
+    arms = tuple(Arm(a.name, _decode_version(a.version), a.weight, a.shadow) for a in message.arms)
+    # One that was kept by an earlier release has none.
+    arms = arms or (Arm(ONLY_ARM, _decode_version(message.version), 1),)
+    return Deployment(message.name, message.etag, arms, message.salt)
 
 
 def _decode_version(message: model_registry_pb2.ModelVersion) -> ModelVersion:
@@ -83,22 +88,27 @@ def _decode_version(message: model_registry_pb2.ModelVersion) -> ModelVersion:
 
 
 def _encode_deployment(deployment: Deployment) -> model_registry_pb2.Deployment:
-    version = deployment.version
-    model = types_pb2.VersionRef(name=version.model.name, version=version.model.version)
-    view = types_pb2.VersionRef(name=version.view.name, version=version.view.version)
     return model_registry_pb2.Deployment(
         name=deployment.name,
         etag=deployment.etag,
-        model=model,
-        view=view,
-        version=model_registry_pb2.ModelVersion(
-            model=model,
-            view=view,
-            task=model_registry_pb2.ModelTask.ValueType(version.task),
-            inputs=[encode_field(f) for f in version.inputs],
-            classes=encode_column(version.classes) if version.classes is not None else None,
-            artifact_sha256=version.artifact_sha256,
-            artifact_bytes=version.artifact_bytes,
-            batch_invariant=version.batch_invariant,
-        ),
+        salt=deployment.salt,
+        arms=[
+            model_registry_pb2.Arm(
+                name=arm.name, weight=arm.weight, shadow=arm.shadow, version=_encode_version(arm.version)
+            )
+            for arm in deployment.arms
+        ],
+    )
+
+
+def _encode_version(version: ModelVersion) -> model_registry_pb2.ModelVersion:
+    return model_registry_pb2.ModelVersion(
+        model=types_pb2.VersionRef(name=version.model.name, version=version.model.version),
+        view=types_pb2.VersionRef(name=version.view.name, version=version.view.version),
+        task=model_registry_pb2.ModelTask.ValueType(version.task),
+        inputs=[encode_field(f) for f in version.inputs],
+        classes=encode_column(version.classes) if version.classes is not None else None,
+        artifact_sha256=version.artifact_sha256,
+        artifact_bytes=version.artifact_bytes,
+        batch_invariant=version.batch_invariant,
     )
