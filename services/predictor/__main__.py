@@ -23,7 +23,9 @@ from services.predictor.config import PredictorSettings
 from services.predictor.deployments import Deployments
 from services.predictor.feature_store_client import REPEATABLE, FeatureStoreClient
 from services.predictor.inference_servicer import INFERENCE_SERVICE, InferenceServicer
+from services.predictor.last_known import LastKnown
 from services.predictor.logger_client import LoggerClient
+from services.predictor.lookup import Lookup
 from services.predictor.models import ModelCache
 from services.predictor.prediction import Predictor
 from services.predictor.record_codec import decode_record, encode_records
@@ -77,9 +79,16 @@ async def serve(settings: PredictorSettings) -> None:
         models = ModelCache(ArtifactCache(settings.cache_folder / "artifacts", trainer))
         kept = ServingFile(settings.cache_folder / "serving")
         deployments = Deployments(trainer, features, views, models, transforms, kept)
+        last_known = LastKnown(
+            rows_max=settings.last_known_rows_max,
+            bytes_max=settings.last_known_bytes_max,
+            keep_s=settings.last_known_keep_s,
+            evicted=telemetry.last_known_evicted,
+        )
+        lookup = Lookup(features, last_known)
         predictor = Predictor(
             deployments,
-            features,
+            lookup,
             transforms,
             spool,
             encode_records,
@@ -94,6 +103,9 @@ async def serve(settings: PredictorSettings) -> None:
         telemetry.watch("spool_pending", "Predictions that the logger has not acknowledged", lambda: spool.pending)
         telemetry.watch("spool_bytes", "Bytes of the spool on disk", lambda: spool.size)
         telemetry.watch("queue_rows", "Rows that wait or are worked on", lambda: predictor.admitted_rows)
+        telemetry.watch("last_known_rows", "Entities with last known values", lambda: len(last_known))
+        telemetry.watch("last_known_bytes", "About how many bytes last known values take", lambda: last_known.bytes)
+        telemetry.watch("feature_store_away", "1 while the feature store does not answer", lambda: lookup.away)
         telemetry.watch("models_loaded", "Models in memory", lambda: models.loaded)
 
         await stack.enter_async_context(_running(deployments.run()))
@@ -106,7 +118,7 @@ async def serve(settings: PredictorSettings) -> None:
 
         server = Server(settings, metrics, pending_calls_max=settings.pending_calls_max)
         streams = Streams(streams_max=settings.streams_max)
-        await stack.enter_async_context(_running(streams.end_after(server.stopping)))
+        await stack.enter_async_context(_running(streams.end_after(server.closing)))
         telemetry.watch("streams_open", "Streams of requests under way", lambda: streams.open)
         servicer = PredictionServicer(predictor, verifier, deployments, spool, streams)
         prediction_pb2_grpc.add_PredictionServiceServicer_to_server(servicer, server.grpc)

@@ -55,9 +55,9 @@ class Streams:
         """Requests that were taken and whose answers were not handed over."""
         return sum(stream.unanswered for stream in self._open)
 
-    async def end_after(self, stopping: asyncio.Event) -> None:
+    async def end_after(self, closing: asyncio.Event) -> None:
         """Ends the streams once the event is set."""
-        await stopping.wait()
+        await closing.wait()
         self.end()
 
     def end(self) -> None:

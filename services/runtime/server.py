@@ -42,7 +42,8 @@ class Server:
 
     Add servicers to `grpc`, then `run`. `ready` is asked twice a second, and more often while it says no; health
     answers what it said last, for the empty name and for every service in `services` (full names). `stopping` is set
-    at the first signal, so that streams without an end of their own can end.
+    at the first signal, so that streams without an end of their own can end; `closing` after the pause, for those that
+    work for their callers until then.
 
     When calls come faster than they can even be looked at, they queue in the transport. From `pending_calls_max` of
     them on it drops new ones, from twice as many on all new ones: callers get CANCELLED, at next to no cost for us.
@@ -53,6 +54,7 @@ class Server:
     ) -> None:
         self._settings = settings
         self.stopping = asyncio.Event()
+        self.closing = asyncio.Event()
         self._unwatched = asyncio.Event()
         self.grpc = grpc.aio.server(
             interceptors=[Boundary(metrics)],
@@ -92,6 +94,7 @@ class Server:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._settings.drain_pause_s):
                 await self._unwatched.wait()
+        self.closing.set()
         await self.grpc.stop(self._settings.stop_grace_s)
         log.info("server_stopped")
 
