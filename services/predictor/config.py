@@ -9,6 +9,7 @@ from pydantic_settings import SettingsConfigDict
 
 from services.predictor.admission import QUEUE_ROWS_MAX
 from services.predictor.batching import WINDOW_S
+from services.predictor.last_known import BYTES_MAX, KEEP_S, ROWS_MAX
 from services.predictor.streams import STREAMS_MAX
 from services.runtime.settings import ServiceSettings, SocketAddress, SocketAddresses
 
@@ -56,6 +57,18 @@ class PredictorSettings(ServiceSettings):
     )
     streams_max: int = Field(
         default=STREAMS_MAX, ge=1, description="streams of requests that may be open; one more is refused"
+    )
+    last_known_rows_max: int = Field(
+        default=ROWS_MAX, ge=1, description="entities whose last served values are kept, for features that may use them"
+    )
+    last_known_bytes_max: int = Field(
+        default=BYTES_MAX, ge=1 << 16, description="bytes that last served values may take together"
+    )
+    last_known_keep_s: float = Field(
+        default=KEEP_S,
+        gt=0,
+        le=86_400,
+        description="last served values are used so long after the feature store last showed that they are there",
     )
     transform_modules: tuple[str, ...] = Field(
         default=(), description="JSON list of the Python modules whose functions views may use as transforms"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from foresight.values import FeatureStatus, InvalidValue, instant_from_micros, micros_from_instant
+from foresight.values import InvalidValue, instant_from_micros, micros_from_instant
 from foresight.values.errors import quoted
 from foresight.values.features import FEATURES_MAX, REQUEST_FEATURES_MAX, VIEW_KEYS_MAX
 from foresight.values.names import NAME_BYTES_MAX, check_text
@@ -226,7 +226,7 @@ def encode_failure(request_id: str, code: str, reason: str, message: str) -> mes
 
 
 def _missing_text(missing: Missing) -> str:
-    return f"{missing.row}:{missing.feature}:{FeatureStatus(missing.status).name}"
+    return f"{missing.row}:{missing.feature}:{missing.status.name}:{missing.policy.name}"
 
 
 def _rfc_3339(instant: datetime) -> str:

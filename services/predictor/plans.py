@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from datetime import timedelta
 
 from foresight.values import Column, FeatureView, Field, MissingPolicy, Transform
 from services.predictor.versions import VersionRef
@@ -11,12 +12,16 @@ from services.predictor.versions import VersionRef
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PlannedFeature:
-    """A feature that comes from a group; `source` is the position of its source in the view."""
+    """A feature that comes from a group; `source` is the position of its source in the view.
+
+    `last_known_max_age_us`: of the policy LAST_KNOWN, else 0.
+    """
 
     field: Field
     source: int
     policy: MissingPolicy
     default: Column | None
+    last_known_max_age_us: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -24,7 +29,8 @@ class ViewPlan:
     """What serving needs of a view version.
 
     `expected` are the columns that a request carries: entity keys, then request features. `transforms_sha256` is the
-    SHA-256 over the transforms' own hashes in order, as hex; empty without any transform.
+    SHA-256 over the transforms' own hashes in order, as hex; empty without any transform. `remembered` are the
+    positions of the features whose policy is LAST_KNOWN.
     """
 
     view: FeatureView
@@ -35,6 +41,12 @@ class ViewPlan:
     transforms: tuple[Transform, ...]
     transforms_sha256: str
     groups: tuple[VersionRef, ...]
+    remembered: tuple[int, ...]
+
+    @property
+    def needs_feature_store(self) -> bool:
+        """Whether nobody can be answered without it."""
+        return any(f.policy is MissingPolicy.FAIL for f in self.features)
 
     @property
     def feature_names(self) -> frozenset[str]:
@@ -51,7 +63,7 @@ def plan_view(view: FeatureView) -> ViewPlan:
     """The plan of a registered view."""
     fields = {f.name: f for f in view.features}
     features = tuple(
-        PlannedFeature(fields[source.name_of(f)], position, f.missing, f.default)
+        PlannedFeature(fields[source.name_of(f)], position, f.missing, f.default, _micros(f.last_known_max_age))
         for position, source in enumerate(view.sources)
         for f in source.features
     )
@@ -65,4 +77,9 @@ def plan_view(view: FeatureView) -> ViewPlan:
         transforms=view.transforms,
         transforms_sha256=digest.hexdigest() if view.transforms else "",
         groups=tuple(VersionRef(s.group, s.group_version) for s in view.sources),
+        remembered=tuple(i for i, f in enumerate(features) if f.policy is MissingPolicy.LAST_KNOWN),
     )
+
+
+def _micros(age: timedelta | None) -> int:
+    return 0 if age is None else age // timedelta(microseconds=1)

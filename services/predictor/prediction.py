@@ -4,10 +4,11 @@
 
 What is in brackets is done once for a batch: the requests for one model version over one view that are there at the
 same time, see `batching`. Where the callers give the features that the model takes, look-up, policies and transforms
-are left out. A request keeps the deployment's version that it began with, and its answer and its record
-are to the bit what they would be without the others. Whatever fails before the spool leaves nothing behind; after it,
-the answer is sent. The event loop does the work for a few rows, which takes less than a hop to a thread; more rows, or
-a slow model, go to a thread.
+are left out; where the feature store does not answer, the policies of the view's features say whether an answer can do
+without it. A request keeps the deployment's version that it began with, and its answer and its record are to the bit
+what they would be without the others. Whatever fails before the spool leaves nothing behind; after it, the answer is
+sent. The event loop does the work for a few rows, which takes less than a hop to a thread; more rows, or a slow model,
+go to a thread.
 """
 
 from __future__ import annotations
@@ -15,14 +16,16 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Protocol
 
 from foresight.transforms import TransformSet
-from foresight.values import Column, micros_from_instant
+from foresight.values import Column
 from services.predictor.admission import Admission
 from services.predictor.batching import WINDOW_S, Batcher, Expired, Member
+from services.predictor.early import TOGETHER_S, EarlyAnswers
+from services.predictor.lookup import Lookup, patience_s
 from services.predictor.policies import Missing, missing_of
 from services.predictor.questions import Question, check_given, check_question
 from services.predictor.records import RecordBatch, RecordedRequest
@@ -30,13 +33,12 @@ from services.predictor.scoring import Outcomes, Questions, Scored, Scoring
 from services.predictor.serving import Served
 from services.predictor.spool import Spool
 from services.predictor.telemetry import Telemetry
-from services.predictor.vectors import NO_VECTORS, Vectors, VectorSource
+from services.predictor.vectors import NO_VECTORS, Vectors
 from services.predictor.versions import VersionRef
 from services.runtime.clock import Clock
 from services.runtime.errors import LimitExceeded, Overloaded, SpoolFull, Unavailable
 from services.runtime.ids import new_ids
 
-LOOKUP_TIMEOUT_MAX_S = 5.0
 # The layer that knows the cause should report it: a prediction is given up before its caller gives it up.
 DEADLINE_SHARE = 0.9
 ROWS_ON_LOOP_MAX = 64
@@ -52,7 +54,8 @@ class Request:
     """What a client asks; `remaining_s` is the time that it still waits, None: forever.
 
     `served`: the version that must answer, as the columns were read for it; None: whichever serves. `given`: the
-    columns are the features that the model takes, see `check_given`.
+    columns are the features that the model takes, see `check_given`. `client_request_id`: the caller's own name of the
+    request, '' without one.
     """
 
     deployment: str
@@ -63,17 +66,19 @@ class Request:
     remaining_s: float | None
     served: Served | None = None
     given: bool = False
+    client_request_id: str = ""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Answer:
-    """What the client gets."""
+    """What the client gets; `repeated`: it was given before, to an earlier request of the same name."""
 
     prediction_ids: tuple[str, ...]
     outputs: tuple[Column, ...]
     model: VersionRef
     event_time: datetime
     missing: list[Missing]
+    repeated: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -118,7 +123,7 @@ class Predictor:
     def __init__(
         self,
         table: ServingTable,
-        vectors: VectorSource,
+        lookup: Lookup,
         transforms: TransformSet,
         spool: Spool,
         encode: Callable[[RecordBatch], Sequence[bytes]],
@@ -130,7 +135,7 @@ class Predictor:
         window_s: float = WINDOW_S,
     ) -> None:
         self._table = table
-        self._vectors = vectors
+        self._lookup = lookup
         self._scoring = Scoring(transforms, telemetry)
         self._spool = spool
         self._encode = encode
@@ -141,6 +146,7 @@ class Predictor:
         self._window_s = window_s
         # By `_Asked.together`.
         self._batchers: dict[str, Batcher[_Asked, Answer]] = {}
+        self._early: set[asyncio.Task[None]] = set()
 
     @property
     def admitted_rows(self) -> int:
@@ -150,7 +156,7 @@ class Predictor:
     @property
     def idle(self) -> bool:
         """Whether no batch forms or runs."""
-        return all(batcher.idle for batcher in self._batchers.values())
+        return not self._early and all(batcher.idle for batcher in self._batchers.values())
 
     async def predict(self, request: Request) -> Answer:
         """The answer; its predictions are in the spool.
@@ -169,6 +175,8 @@ class Predictor:
             served.tally.failed(time.perf_counter() - started)
             raise
         self._telemetry.answered(name, question.rows)
+        if answer.missing:
+            self._telemetry.missing(name, answer.missing)
         served.tally.answered(question.rows, time.perf_counter() - started, self._clock())
         return answer
 
@@ -212,9 +220,12 @@ class Predictor:
 
     async def _run(self, batch: Sequence[_Member]) -> None:
         """Everything in brackets, see the module; members get their answers or errors."""
-        served = batch[0].work.served
         questions = Questions.joined([m.work.question for m in batch])
-        vectors = await self._look_up(served, questions, batch)
+        await self._finish(batch, questions, await self._look_up(batch, questions))
+
+    async def _finish(self, batch: Sequence[_Member], questions: Questions, vectors: Vectors) -> None:
+        """Everything after the look-up."""
+        served = batch[0].work.served
         if questions.rows <= ROWS_ON_LOOP_MAX and questions.rows * served.model.row_s <= SECONDS_ON_LOOP_MAX:
             outcomes, records = self._score(batch, questions, vectors)
         else:
@@ -237,18 +248,42 @@ class Predictor:
         for record in kept:
             record.member.answer(record.answer)
 
-    async def _look_up(self, served: Served, questions: Questions, batch: Sequence[_Member]) -> Vectors:
-        plan = served.plan
+    async def _look_up(self, batch: Sequence[_Member], questions: Questions) -> Vectors:
+        """The vectors; without the feature store where it does not answer and the view can do without.
+
+        Whoever has less time than the others is answered without it, or expires, alone.
+        """
+        plan = batch[0].work.served.plan
         if questions.given or not plan.features:
             return NO_VECTORS
-        # Whoever has less time than the others expires alone.
         now = asyncio.get_running_loop().time()
-        timeout_s = min(LOOKUP_TIMEOUT_MAX_S, max(m.deadline for m in batch) - now)
-        event_times: list[int] = []
-        for question in questions.questions:
-            event_times += [micros_from_instant(question.event_time)] * question.rows
-        with self._telemetry.stage("lookup"):
-            return await self._vectors.vectors(plan.ref, questions.keys, event_times, timeout_s)
+        timeout_s = patience_s(plan, max(m.deadline for m in batch) - now)
+        event_times = questions.event_time_micros
+        due = []
+        if len(batch) > 1 and not plan.needs_feature_store:
+            waits = ((patience_s(plan, m.deadline - now), m) for m in batch)
+            due = [(now + wait_s, m) for wait_s, m in waits if wait_s < timeout_s - TOGETHER_S]
+        try:
+            with EarlyAnswers(due, self._answer_early, self._early), self._telemetry.stage("lookup"):
+                return await self._lookup.vectors(plan, questions.keys, event_times, timeout_s)
+        except Unavailable:
+            if plan.needs_feature_store:
+                raise
+        return self._lookup.without(plan, questions.keys, event_times)
+
+    async def _answer_early(self, members: list[_Member]) -> None:
+        """Answers members of a batch whose look-up is still out, without the feature store."""
+        waiting = [member for member in members if member.waits]
+        if not waiting:
+            return
+        questions = Questions.joined([m.work.question for m in waiting])
+        plan = waiting[0].work.served.plan
+        try:
+            vectors = self._lookup.without(plan, questions.keys, questions.event_time_micros)
+            await self._finish(waiting, questions, vectors)
+        except Exception as error:  # noqa: BLE001 - whatever it is belongs to those who wait
+            for member in waiting:
+                member.fail(error)
 
     def _score(
         self, batch: Sequence[_Member], questions: Questions, vectors: Vectors
@@ -324,6 +359,7 @@ def _recorded_request(asked: _Asked, rows: range, now: float) -> RecordedRequest
         stop=rows.stop,
         prediction_ids=new_ids(len(rows)),
         request_id=asked.request.request_id,
+        client_request_id=asked.request.client_request_id,
         caller=asked.request.caller,
         deployment=asked.served.deployment.name,
         event_time=asked.question.event_time,
@@ -332,7 +368,7 @@ def _recorded_request(asked: _Asked, rows: range, now: float) -> RecordedRequest
 
 
 def _missing_between(missing: Sequence[Missing], start: int, stop: int) -> list[Missing]:
-    return [Missing(m.row - start, m.feature, m.status) for m in missing if start <= m.row < stop]
+    return [replace(m, row=m.row - start) for m in missing if start <= m.row < stop]
 
 
 def _too_large(record: _Recorded) -> LimitExceeded:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from foresight.feature_store.v1 import online_pb2
+from foresight.feature_store.v1 import online_pb2, registry_pb2
 from foresight.predictor.v1 import prediction_pb2
 from foresight.types.v1 import types_pb2
 from foresight.values import InvalidValue
@@ -35,6 +35,7 @@ def decode_request(request: prediction_pb2.PredictRequest, asker: Asker, remaini
         caller=asker.caller,
         request_id=asker.request_id,
         remaining_s=remaining_s,
+        client_request_id=request.request_id,
     )
 
 
@@ -49,6 +50,7 @@ def decode_rows_request(
         caller=asker.caller,
         request_id=asker.request_id,
         remaining_s=remaining_s,
+        client_request_id=request.request_id,
     )
 
 
@@ -60,6 +62,7 @@ def encode_answer(answer: Answer) -> prediction_pb2.PredictResponse:
         model=encode_ref(answer.model),
         event_time=encode_instant(answer.event_time),
         missing=[_encode_missing(m) for m in answer.missing],
+        repeated_answer=answer.repeated,
     )
 
 
@@ -74,6 +77,7 @@ def encode_rows_answer(answer: Answer) -> prediction_pb2.PredictRowsResponse:
         ],
         event_time=encode_instant(answer.event_time),
         missing=[_encode_missing(m) for m in answer.missing],
+        repeated_answer=answer.repeated,
     )
 
 
@@ -84,5 +88,9 @@ def encode_ref(ref: VersionRef) -> types_pb2.VersionRef:
 
 def _encode_missing(missing: Missing) -> prediction_pb2.MissingFeature:
     return prediction_pb2.MissingFeature(
-        row=missing.row, feature=missing.feature, status=online_pb2.FeatureStatus.ValueType(missing.status)
+        row=missing.row,
+        feature=missing.feature,
+        status=online_pb2.FeatureStatus.ValueType(missing.status),
+        policy=registry_pb2.MissingPolicy.ValueType(missing.policy),
+        last_known_at=None if missing.last_known_at is None else encode_instant(missing.last_known_at),
     )

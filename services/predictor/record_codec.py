@@ -20,7 +20,10 @@ _KEYS, _REQUEST_FEATURES, _FEATURES, _SOURCES, _OUTPUTS = (
     tag(_FIELDS[name].number) for name in ("entity_keys", "request_features", "features", "sources", "outputs")
 )
 _FEATURE_FIELDS = prediction_log_pb2.LoggedFeature.DESCRIPTOR.fields_by_name
-_COLUMN, _STATUSES, _POLICIES = (tag(_FEATURE_FIELDS[name].number) for name in ("column", "statuses", "policies"))
+_COLUMN, _STATUSES, _POLICIES, _KNOWN_TIMES, _KNOWN_COMMITS = (
+    tag(_FEATURE_FIELDS[name].number)
+    for name in ("column", "statuses", "policies", "last_known_event_time_micros", "last_known_commits")
+)
 _SOURCE_FIELDS = prediction_log_pb2.LoggedSource.DESCRIPTOR.fields_by_name
 _GROUP, _EVENT_TIMES, _COMMITS = (
     tag(_SOURCE_FIELDS[name].number) for name in ("group", "event_time_micros", "commits")
@@ -60,6 +63,7 @@ def decode_message(message: prediction_log_pb2.PredictionRecord) -> PredictionRe
     return PredictionRecord(
         prediction_ids=tuple(message.prediction_ids),
         request_id=message.request_id,
+        client_request_id=message.client_request_id,
         caller=message.caller,
         deployment=message.deployment,
         model=_decode_ref(message.model),
@@ -73,7 +77,14 @@ def decode_message(message: prediction_log_pb2.PredictionRecord) -> PredictionRe
         entity_keys=tuple(decode_column(c, "entity_keys") for c in message.entity_keys),
         request_features=tuple(decode_column(c, "request_features") for c in message.request_features),
         features=tuple(
-            ResolvedFeature(decode_column(f.column, "features"), f.statuses, f.policies) for f in message.features
+            ResolvedFeature(
+                decode_column(f.column, "features"),
+                f.statuses,
+                f.policies,
+                tuple(f.last_known_event_time_micros),
+                tuple(f.last_known_commits),
+            )
+            for f in message.features
         ),
         sources=tuple(
             SourceRows(_decode_ref(s.group), tuple(s.event_time_micros), tuple(s.commits)) for s in message.sources
@@ -86,6 +97,7 @@ def _encode_request(request: RecordedRequest) -> bytes:
     return prediction_log_pb2.PredictionRecord(
         prediction_ids=request.prediction_ids,
         request_id=request.request_id,
+        client_request_id=request.client_request_id,
         caller=request.caller,
         deployment=request.deployment,
         event_time=encode_instant(request.event_time),
@@ -94,7 +106,8 @@ def _encode_request(request: RecordedRequest) -> bytes:
 
 
 def _feature_bytes(feature: ResolvedFeature, bounds: Bounds) -> list[bytes]:
-    """For each request the field with the feature; statuses and policies only where something was missing."""
+    """For each request the field with the feature; statuses and policies only where something was missing, and rows of
+    last known values only where there were any."""
     if not feature.statuses:
         return columns_bytes(feature.column, bounds, _FEATURES, _COLUMN)
     made = []
@@ -102,6 +115,9 @@ def _feature_bytes(feature: ResolvedFeature, bounds: Bounds) -> list[bytes]:
         statuses = feature.statuses[start:stop]
         if statuses.strip(_PRESENT):
             column += delimited(_STATUSES, statuses) + delimited(_POLICIES, feature.policies[start:stop])
+            if any(commits := feature.known_commits[start:stop]):
+                column += _times_bytes(feature.known_micros[start:stop], _KNOWN_TIMES)
+                column += delimited(_KNOWN_COMMITS, packed_varints(commits))
         made.append(delimited(_FEATURES, column))
     return made
 
@@ -118,8 +134,8 @@ def _source_bytes(source: SourceRows, bounds: Bounds) -> list[bytes]:
     ]
 
 
-def _times_bytes(times: Sequence[int]) -> bytes:
-    return delimited(_EVENT_TIMES, struct.pack(f"<{len(times)}q", *times))
+def _times_bytes(times: Sequence[int], field: bytes = _EVENT_TIMES) -> bytes:
+    return delimited(field, struct.pack(f"<{len(times)}q", *times))
 
 
 @lru_cache(maxsize=GROUPS_MAX)

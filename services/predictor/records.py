@@ -23,6 +23,7 @@ class PredictionRecord:
 
     prediction_ids: tuple[str, ...]
     request_id: str
+    client_request_id: str
     caller: str
     deployment: str
     model: VersionRef
@@ -48,6 +49,7 @@ class RecordedRequest:
     stop: int
     prediction_ids: tuple[str, ...]
     request_id: str
+    client_request_id: str
     caller: str
     deployment: str
     event_time: datetime

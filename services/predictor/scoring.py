@@ -15,9 +15,9 @@ import numpy as np
 import structlog
 
 from foresight.transforms import TransformSet, Untrusted
-from foresight.values import Column, FeatureStatus, MissingPolicy
+from foresight.values import Column, micros_from_instant
 from services.predictor.plans import ViewPlan
-from services.predictor.policies import ResolvedFeature, apply_policies
+from services.predictor.policies import ResolvedFeature, apply_policies, rows_without_required
 from services.predictor.questions import Question
 from services.predictor.serving import Served
 from services.predictor.telemetry import Telemetry
@@ -27,7 +27,6 @@ from services.runtime.errors import FailedPrecondition, TransformMismatch
 log = structlog.get_logger()
 
 ERROR_CHARACTERS_MAX = 500
-_PRESENT = bytes([FeatureStatus.PRESENT])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,6 +57,14 @@ class Questions:
     def rows(self) -> int:
         """Rows of all questions."""
         return self.starts[-1]
+
+    @property
+    def event_time_micros(self) -> list[int]:
+        """The event time of each row."""
+        times: list[int] = []
+        for question in self.questions:
+            times += [micros_from_instant(question.event_time)] * question.rows
+        return times
 
     def rows_of(self, question: int) -> range:
         """The rows of one question."""
@@ -123,7 +130,8 @@ class Scoring:
     def score(self, served: Served, questions: Questions, vectors: Vectors) -> Scored:
         """Scores all questions together.
 
-        Raises FeatureMissing, TransformMismatch, FailedPrecondition and InvalidValue, with rows counted over all.
+        Raises FeatureMissing, Unavailable, TransformMismatch, FailedPrecondition and InvalidValue, with rows counted
+        over all.
         """
         plan = served.plan
         resolved = () if questions.given else apply_policies(plan, vectors, questions.rows)
@@ -169,14 +177,10 @@ def apply_transforms(transforms: TransformSet, plan: ViewPlan, columns: Mapping[
 
 
 def _without_required(plan: ViewPlan, questions: Questions, vectors: Vectors) -> frozenset[int]:
-    """Questions that lack a feature whose policy is FAIL: expected to fail, they are not tried with the others."""
+    """Questions that lack a feature that they need: expected to fail, they are not tried with the others."""
     if questions.given:
         return frozenset()
-    present = _PRESENT * questions.rows
-    rows: set[int] = set()
-    for planned, values in zip(plan.features, vectors.features, strict=True):
-        if planned.policy is MissingPolicy.FAIL and values.statuses != present:
-            rows.update(row for row, status in enumerate(values.statuses) if status != FeatureStatus.PRESENT)
+    rows = rows_without_required(plan, vectors, questions.rows)
     if not rows:
         return frozenset()
     return frozenset(i for i in range(len(questions.questions)) if not rows.isdisjoint(questions.rows_of(i)))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from foresight.values import InvalidValue
+from foresight.values import FeatureStatus, InvalidValue
+from services.predictor.policies import Missing
 from services.runtime.errors import FeatureMissing, Overloaded, SpoolFull, Unavailable
 
 STAGE_BUCKETS_S = (
@@ -36,6 +38,23 @@ class Telemetry:
             "foresight_predictor_predictions",
             "Predictions asked for, by what became of them",
             ["deployment", "outcome"],
+            registry=registry,
+        )
+        self._missing = Counter(
+            "foresight_predictor_features_missing",
+            "Features without a value of answered predictions, by why and by what was done about it",
+            ["deployment", "status", "policy"],
+            registry=registry,
+        )
+        self._degraded = Counter(
+            "foresight_predictor_degraded_predictions",
+            "Predictions that were answered without the feature store, as it did not answer",
+            ["deployment"],
+            registry=registry,
+        )
+        self._last_known_evicted = Counter(
+            "foresight_predictor_last_known_evicted_rows",
+            "Entities whose last known values had to make room for others",
             registry=registry,
         )
         stages = Histogram(
@@ -80,6 +99,18 @@ class Telemetry:
         if counter is None:
             counter = self._answered[deployment] = self._predictions.labels(deployment, "answered")
         counter.inc(rows)
+
+    def missing(self, deployment: str, missing: Sequence[Missing]) -> None:
+        """Counts what was missing in an answer."""
+        for (status, policy), features in collections.Counter((m.status, m.policy) for m in missing).items():
+            self._missing.labels(deployment, status.name.lower(), policy.name.lower()).inc(features)
+        degraded = {m.row for m in missing if m.status is FeatureStatus.UNAVAILABLE}
+        if degraded:
+            self._degraded.labels(deployment).inc(len(degraded))
+
+    def last_known_evicted(self, rows: int) -> None:
+        """Counts last known values that had to make room."""
+        self._last_known_evicted.inc(rows)
 
     def failed(self, deployment: str, error: BaseException) -> None:
         """Counts a request that got no answer."""

@@ -12,11 +12,38 @@ from services.predictor.versions import VersionRef
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class KnownValues:
+    """What may stand in for missing values of a feature: NULL where nothing may.
+
+    With the event time, in microseconds, and the commit of the row that each value comes from; 0 where there is none.
+    """
+
+    column: Column
+    event_time_micros: Sequence[int]
+    commits: Sequence[int]
+
+    def take(self, rows: Sequence[int]) -> KnownValues:
+        """Those of these rows."""
+        return KnownValues(
+            self.column.take(rows), [self.event_time_micros[row] for row in rows], [self.commits[row] for row in rows]
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class FeatureValues:
-    """One feature: its values, NULL where the status is not PRESENT, and one FeatureStatus number per row."""
+    """One feature: its values, NULL where the status is not PRESENT, and one FeatureStatus number per row.
+
+    `known`: last known values; None: there are none.
+    """
 
     column: Column
     statuses: bytes
+    known: KnownValues | None = None
+
+    def take(self, rows: Sequence[int]) -> FeatureValues:
+        """Those of these rows."""
+        statuses = bytes(self.statuses[row] for row in rows)
+        return FeatureValues(self.column.take(rows), statuses, self.known.take(rows) if self.known else None)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,7 +70,7 @@ class Vectors:
     def take(self, rows: Sequence[int]) -> Vectors:
         """The vectors of these rows."""
         return Vectors(
-            tuple(FeatureValues(f.column.take(rows), bytes(f.statuses[row] for row in rows)) for f in self.features),
+            tuple(feature.take(rows) for feature in self.features),
             tuple(
                 SourceRows(
                     s.group,
@@ -66,7 +93,7 @@ class VectorSource(Protocol):
     async def vectors(
         self, view: VersionRef, keys: Sequence[Column], event_time_micros: Sequence[int], timeout_s: float
     ) -> Vectors:
-        """The latest values, each row as of its own event time. Raises Unavailable."""
+        """The latest values, each row as of its own event time. Raises Unavailable when there is no answer."""
         ...
 
     async def replay(

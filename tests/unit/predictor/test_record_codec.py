@@ -46,8 +46,10 @@ def test_numbers_are_written_as_protobuf_writes_them(number: int, numbers: list[
 def test_a_batch_of_records_is_read_back_request_by_request(data: st.DataObject) -> None:
     """Rows of nobody are left out, and statuses where all is present."""
     keys, asked, feature, output = (data.draw(columns(rows=ROWS)) for _ in range(4))
-    statuses = bytes(data.draw(st.lists(st.sampled_from([1, 2, 3]), min_size=ROWS, max_size=ROWS)))
-    policies = bytes(0 if s == FeatureStatus.PRESENT else 1 for s in statuses)
+    statuses = bytes(data.draw(st.lists(st.sampled_from([1, 2, 6]), min_size=ROWS, max_size=ROWS)))
+    policies = bytes({FeatureStatus.PRESENT: 0, FeatureStatus.NULL: 1}.get(FeatureStatus(s), 4) for s in statuses)
+    known_commits = [2**33 + i if p == 4 else 0 for i, p in enumerate(policies)]
+    known_times = [i - 3 if p == 4 else 0 for i, p in enumerate(policies)]
     times, commits = list(range(ROWS)), [2**40 + i for i in range(ROWS)]
     requests = (_request(0, 1), _request(3, ROWS))
     batch = RecordBatch(
@@ -60,7 +62,7 @@ def test_a_batch_of_records_is_read_back_request_by_request(data: st.DataObject)
         served_at=NOW,
         entity_keys=(keys,),
         request_features=(asked,),
-        features=(ResolvedFeature(feature, statuses, policies), ResolvedFeature(asked)),
+        features=(ResolvedFeature(feature, statuses, policies, known_times, known_commits), ResolvedFeature(asked)),
         sources=(SourceRows(VersionRef("weather", 1), times, commits),),
         outputs=(output,),
     )
@@ -69,7 +71,8 @@ def test_a_batch_of_records_is_read_back_request_by_request(data: st.DataObject)
         start, stop = request.start, request.stop
         assert record.prediction_ids == request.prediction_ids
         assert (record.event_time, record.latency_us) == (request.event_time, request.latency_us)
-        assert (record.request_id, record.caller, record.deployment) == ("r", "someone", "late_flights")
+        assert (record.request_id, record.client_request_id) == ("r", "again")
+        assert (record.caller, record.deployment) == ("someone", "late_flights")
         assert (record.model, record.view, record.applied_commit) == (batch.model, batch.view, 7)
         assert (record.served_at, record.model_sha256, record.transforms_sha256) == (NOW, "ab" * 32, "")
         assert same(record.entity_keys[0], keys.part(start, stop))
@@ -79,6 +82,9 @@ def test_a_batch_of_records_is_read_back_request_by_request(data: st.DataObject)
         present = set(statuses[start:stop]) == {FeatureStatus.PRESENT}
         assert record.features[0].statuses == (b"" if present else statuses[start:stop])
         assert record.features[0].policies == (b"" if present else policies[start:stop])
+        used = any(known_commits[start:stop])
+        assert record.features[0].known_commits == (tuple(known_commits[start:stop]) if used else ())
+        assert record.features[0].known_micros == (tuple(known_times[start:stop]) if used else ())
         assert not record.features[1].statuses
         assert tuple(record.sources[0].event_time_micros) == tuple(times[start:stop])
         assert tuple(record.sources[0].commits) == tuple(commits[start:stop])
@@ -96,4 +102,5 @@ def test_a_whole_record_is_what_protobuf_writes() -> None:
 
 def _request(start: int, stop: int) -> RecordedRequest:
     ids = tuple(f"id-{row}" for row in range(start, stop))
-    return RecordedRequest(start, stop, ids, "r", "someone", "late_flights", NOW + timedelta(seconds=start), 10 + start)
+    at = NOW + timedelta(seconds=start)
+    return RecordedRequest(start, stop, ids, "r", "again", "someone", "late_flights", at, 10 + start)

@@ -27,6 +27,7 @@ from services.predictor.deployments import Deployments
 from services.predictor.feature_store_client import FeatureStoreClient
 from services.predictor.inference_servicer import InferenceServicer
 from services.predictor.logger_client import LoggerClient
+from services.predictor.lookup import Lookup
 from services.predictor.models import ModelCache
 from services.predictor.prediction import Predictor
 from services.predictor.record_codec import decode_record, encode_records
@@ -194,6 +195,7 @@ class Rig:
         modules: tuple[str, ...] = (TRANSFORMS,),
         queue_rows_max: int = QUEUE_ROWS_MAX,
         fsync: bool = False,
+        lookup: Callable[[FeatureStoreClient], Lookup] = Lookup,
         **spool_options: Any,
     ) -> AsyncIterator[Replica]:
         """A predictor on the rig's folders; one at a time."""
@@ -219,7 +221,7 @@ class Rig:
             telemetry = Telemetry(metrics.registry)
             admission = Admission(queue_rows_max)
             predictor = Predictor(
-                *(deployments, features, functions, spool, encode_records, telemetry, lambda: self.now),
+                *(deployments, lookup(features), functions, spool, encode_records, telemetry, lambda: self.now),
                 admission=admission,
                 fsync=fsync,
             )
