@@ -5,13 +5,14 @@ What a caller could use to pretend is removed or made anew: forwarded certificat
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from gateway.policy import PREFIXES, ROLES, SERVICES, Role, is_prefix
 from gateway.refusals import REFUSALS, Refusal
-from gateway.upstreams import RETRY_POLICY, Limits
+from gateway.routes import service_routes
+from gateway.upstreams import Limits
 
 Json = dict[str, Any]
 
@@ -43,9 +44,14 @@ ACCESS_LOG_FIELDS = {
 
 
 def callers_listener(
-    address: Json, server_secret: Path, authority_secret: Path, access_log: Path, limits: Limits
+    address: Json,
+    server_secret: Path,
+    authority_secret: Path,
+    access_log: Path,
+    limits: Limits,
+    processes: Mapping[str, Sequence[str]],
 ) -> Json:
-    """The listener; the two secrets are files of the secret discovery service."""
+    """The listener; the two secrets are files of the secret discovery service, `processes` those of each service."""
     return {
         "name": "callers",
         "address": address,
@@ -57,7 +63,7 @@ def callers_listener(
                 "filters": [
                     {
                         "name": "envoy.filters.network.http_connection_manager",
-                        "typed_config": _connection_manager(access_log, limits),
+                        "typed_config": _connection_manager(access_log, limits, processes),
                     }
                 ],
             }
@@ -89,7 +95,7 @@ def _secret(name: str, file: Path) -> Json:
     return {"name": name, "sds_config": source}
 
 
-def _connection_manager(access_log: Path, limits: Limits) -> Json:
+def _connection_manager(access_log: Path, limits: Limits, processes: Mapping[str, Sequence[str]]) -> Json:
     return {
         "@type": f"{_EXTENSIONS}.filters.network.http_connection_manager.v3.HttpConnectionManager",
         "stat_prefix": "callers",
@@ -137,7 +143,11 @@ def _connection_manager(access_log: Path, limits: Limits) -> Json:
                 {
                     "name": "services",
                     "domains": ["*"],
-                    "routes": [_route(name, prefix) for name, prefixes in SERVICES.items() for prefix in prefixes],
+                    "routes": [
+                        route
+                        for name, prefixes in SERVICES.items()
+                        for route in service_routes(name, prefixes, processes[name])
+                    ],
                 }
             ],
         },
@@ -159,19 +169,6 @@ def _connection_manager(access_log: Path, limits: Limits) -> Json:
                 },
             },
         ],
-    }
-
-
-def _route(service: str, prefix: str) -> Json:
-    return {
-        "match": {"prefix": prefix, "grpc": {}},
-        "route": {
-            "cluster": service,
-            # Streams last as long as they need; a caller's own deadline is kept as it is.
-            "timeout": "0s",
-            "max_stream_duration": {"grpc_timeout_header_max": "0s"},
-            "retry_policy": RETRY_POLICY,
-        },
     }
 
 

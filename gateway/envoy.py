@@ -18,24 +18,28 @@ import envoy
 from gateway.callers import callers_listener
 from gateway.certificates import CertificateFolder
 from gateway.policy import SERVICES
-from gateway.upstreams import DEFAULT_LIMITS, Limits, service_cluster
+from gateway.upstreams import DEFAULT_LIMITS, Limits, service_clusters
 
 Json = dict[str, Any]
 
 LOOPBACK = "127.0.0.1"
 METRICS_PATH = "/stats/prometheus"
 CONNECTIONS_MAX = 1024
+PROCESSES_MAX = 16
 ADMIN_CLUSTER = "admin"
 
 
 @dataclass(frozen=True, slots=True)
 class Gateway:
-    """Where the gateway listens, what it trusts and where the services are."""
+    """Where the gateway listens, what it trusts and where the services are.
+
+    `sockets` has the socket of the one process that serves it for each service, or those of several by their names.
+    """
 
     port: int
     metrics_port: int
     certificates: CertificateFolder
-    sockets: Mapping[str, Path]
+    sockets: Mapping[str, Path | Mapping[str, Path]]
     folder: Path
     access_log: Path
     limits: Limits = DEFAULT_LIMITS
@@ -43,6 +47,17 @@ class Gateway:
     def __post_init__(self) -> None:
         if set(self.sockets) != set(SERVICES):
             raise ValueError(f"sockets are needed for exactly {', '.join(SERVICES)}")
+        for name, sockets in self.processes.items():
+            if not 1 <= len(sockets) <= PROCESSES_MAX:
+                raise ValueError(f"{name} has 1 to {PROCESSES_MAX} processes")
+
+    @property
+    def processes(self) -> dict[str, dict[str, Path]]:
+        """The sockets of each service's processes, by their names."""
+        return {
+            name: {name: sockets} if isinstance(sockets, Path) else dict(sockets)
+            for name, sockets in sorted(self.sockets.items())
+        }
 
     @property
     def admin_socket(self) -> Path:
@@ -101,8 +116,13 @@ class Gateway:
             authority_secret=self._secret("authority"),
             access_log=self.access_log,
             limits=self.limits,
+            processes={name: tuple(sockets) for name, sockets in self.processes.items()},
         )
-        clusters = [service_cluster(name, path, self.limits) for name, path in sorted(self.sockets.items())]
+        clusters = [
+            cluster
+            for name, sockets in self.processes.items()
+            for cluster in service_clusters(name, sockets, self.limits)
+        ]
         return {
             "node": {"id": "gateway", "cluster": "foresight"},
             "admin": {"address": {"pipe": {"path": str(self.admin_socket), "mode": 0o600}}},

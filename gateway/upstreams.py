@@ -1,11 +1,16 @@
-"""How the gateway reaches a service: HTTP/2 over its Unix socket, watched by gRPC health checks.
+"""How the gateway reaches a service: HTTP/2 over the Unix sockets of its processes, watched by gRPC health checks.
 
-A service that does not answer is out within two seconds and calls to it fail at once with UNAVAILABLE; it is back
-within a quarter of a second once its health says SERVING. Only a call that never reached the service is tried again.
+A process that says NOT_SERVING gets no new calls within half a second, one that does not answer within two; it is back
+within a quarter of a second once its health says SERVING. While there is none, calls fail at once with UNAVAILABLE.
+
+Calls go to the process with fewer of them under way. Where a call names its request, all with the same name go to the
+same process, as long as that is there: it knows the answer to a repeated one. Only a call that no process has seen is
+tried again, at another one.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,16 +45,46 @@ class Limits:
 
 DEFAULT_LIMITS = Limits()
 
-# Both mean that the service has not seen the call.
+# All mean that no process has seen the call.
 RETRY_POLICY: Json = {
-    "retry_on": "connect-failure,refused-stream",
-    "num_retries": 2,
+    "retry_on": "connect-failure,refused-stream,reset-before-request",
+    "num_retries": 3,
     "retry_back_off": {"base_interval": "0.05s", "max_interval": "0.25s"},
+    "retry_host_predicate": [
+        {
+            "name": "envoy.retry_host_predicates.previous_hosts",
+            "typed_config": {
+                "@type": "type.googleapis.com/envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate"
+            },
+        }
+    ],
+    "host_selection_retry_max_attempts": 5,
 }
+# The label of an endpoint: the name of its process.
+REPLICA = "replica"
 
 
-def service_cluster(name: str, socket: Path, limits: Limits) -> Json:
-    """The cluster of the one process that serves `name`."""
+def by_request(service: str) -> str:
+    """The name of the cluster of a service's processes where the name of a request says which one is meant."""
+    return f"{service}-by-request"
+
+
+def service_clusters(name: str, sockets: Mapping[str, Path], limits: Limits) -> list[Json]:
+    """The clusters of the processes that serve `name`, whose sockets are given by their names."""
+    cluster = _cluster(name, sockets, limits)
+    if len(sockets) == 1:
+        return [cluster]
+    spread = {
+        "lb_policy": "LEAST_REQUEST",
+        # For calls that are about one process; whether it is there or not, no other one is meant.
+        "lb_subset_config": {"fallback_policy": "ANY_ENDPOINT", "subset_selectors": [{"keys": [REPLICA]}]},
+    }
+    # One service, whichever way calls reach it.
+    steady = {"name": by_request(name), "alt_stat_name": name, "lb_policy": "MAGLEV"}
+    return [{**cluster, **spread}, {**cluster, **steady}]
+
+
+def _cluster(name: str, sockets: Mapping[str, Path], limits: Limits) -> Json:
     return {
         "name": name,
         "type": "STATIC",
@@ -75,19 +110,26 @@ def service_cluster(name: str, socket: Path, limits: Limits) -> Json:
         "health_checks": [
             {
                 "timeout": "1s",
-                "interval": "1s",
-                "no_traffic_interval": "1s",
-                "no_traffic_healthy_interval": "1s",
+                "interval": "0.5s",
+                "no_traffic_interval": "0.5s",
+                "no_traffic_healthy_interval": "0.5s",
                 "unhealthy_interval": "0.25s",
                 "unhealthy_threshold": 2,
                 "healthy_threshold": 1,
                 "grpc_health_check": {},
             }
         ],
-        # Without this, the only endpoint would get calls although it is known to be down.
+        # Without this, endpoints would get calls although they are known to be down.
         "common_lb_config": {"healthy_panic_threshold": {"value": 0}},
         "load_assignment": {
             "cluster_name": name,
-            "endpoints": [{"lb_endpoints": [{"endpoint": {"address": {"pipe": {"path": str(socket)}}}}]}],
+            "endpoints": [{"lb_endpoints": [_endpoint(*process) for process in sockets.items()]}],
         },
+    }
+
+
+def _endpoint(replica: str, socket: Path) -> Json:
+    return {
+        "endpoint": {"address": {"pipe": {"path": str(socket)}}},
+        "metadata": {"filter_metadata": {"envoy.lb": {REPLICA: replica}}},
     }

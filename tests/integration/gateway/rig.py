@@ -57,6 +57,7 @@ class Upstream(grpc.GenericRpcHandler):
     socket: Path
     calls: list[tuple[str, dict[str, str | bytes]]] = field(default_factory=list)
     server: grpc.Server | None = None
+    health: health.HealthServicer = field(default_factory=health.HealthServicer)
 
     def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[bytes, bytes] | None:
         if details.method.startswith("/grpc.health"):
@@ -76,13 +77,16 @@ class Upstream(grpc.GenericRpcHandler):
         return request
 
     def start(self) -> None:
-        status = health.HealthServicer()
-        status.set("", health_pb2.HealthCheckResponse.SERVING)
+        self.say(health_pb2.HealthCheckResponse.SERVING)
         self.server = grpc.server(ThreadPoolExecutor(8), options=OPTIONS)
-        health_pb2_grpc.add_HealthServicer_to_server(status, self.server)
+        health_pb2_grpc.add_HealthServicer_to_server(self.health, self.server)
         self.server.add_generic_rpc_handlers((self,))
         self.server.add_insecure_port(f"unix:{self.socket}")
         self.server.start()
+
+    def say(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
+        """What its health says."""
+        self.health.set("", status)
 
     def stop(self) -> None:
         assert self.server is not None
@@ -177,19 +181,26 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def running_rig() -> Iterator[Rig]:
-    """A rig with the identities `operator` and `application`, ready for calls."""
+def running_rig(processes: Sequence[str] = tuple(SERVICES)) -> Iterator[Rig]:
+    """A rig with the identities `operator` and `application`, ready for calls.
+
+    `processes` are names of services, with `-<number>` for a service that runs in several processes.
+    """
     folder = Path(tempfile.mkdtemp(prefix="fs-gw-", dir="/tmp"))
     certificates = CertificateFolder(folder / "certificates")
     clients = {"operator": OPERATOR.identity("test"), "application": APPLICATION.identity("test")}
     ensure_certificates(certificates, clients, datetime.now(UTC))
     authority = Authority.load(certificates)
-    upstreams = {name: Upstream(folder / f"{name}.sock") for name in SERVICES}
+    upstreams = {name: Upstream(folder / f"{name}.sock") for name in processes}
+    sockets = {
+        service: {name: u.socket for name, u in upstreams.items() if name.partition("-")[0] == service}
+        for service in SERVICES
+    }
     gateway = Gateway(
         port=free_port(),
         metrics_port=free_port(),
         certificates=certificates,
-        sockets={name: upstream.socket for name, upstream in upstreams.items()},
+        sockets={name: each if len(each) > 1 else each[name] for name, each in sockets.items()},
         folder=folder / "gateway",
         access_log=folder / "access.log",
     )
@@ -214,6 +225,6 @@ def running_rig() -> Iterator[Rig]:
 def _all_healthy(rig: Rig) -> bool:
     with contextlib.suppress(OSError):
         page = rig.metrics()[1]
-        line = 'envoy_cluster_membership_healthy{{envoy_cluster_name="{}"}} 1'
-        return all(line.format(name) in page for name in SERVICES)
+        line = 'envoy_cluster_membership_healthy{{envoy_cluster_name="{}"}} {}'
+        return all(line.format(name, len(sockets)) in page for name, sockets in rig.gateway.processes.items())
     return False
