@@ -34,6 +34,9 @@ MESSAGE_BYTES_MAX = 16 << 20
 PAUSE_MIN_S = 0.05
 PAUSE_MAX_S = 2.0
 STATE_VERSION = 1
+# The gateway says with an answer which processes of a service there are, and takes a call to the one that is named.
+REPLICAS_HEADER = "x-foresight-replicas"
+REPLICA_HEADER = "x-foresight-replica"
 
 CALL_S = 30.0
 PREDICT_S = 5.0
@@ -155,6 +158,30 @@ class Connection:
             return method(request, timeout=timeout_s, metadata=headers or None)
         except grpc.RpcError as error:
             raise error_of(error, self.address) from None
+
+    def call_each_replica(
+        self, method: grpc.UnaryUnaryMultiCallable[Request, Response], request: Request, timeout_s: float = CALL_S
+    ) -> list[Response]:
+        """The answers of all processes of a service, to a method that concerns the one that answers.
+
+        The gateway names them with the first answer. Raises Unavailable when one of them is away for longer than
+        calls are tried again.
+        """
+        names: list[str] = []
+
+        def ask() -> Response:
+            try:
+                answer, call = method.with_call(request, timeout=timeout_s)
+            except grpc.RpcError as error:
+                raise error_of(error, self.address) from None
+            named = dict(call.initial_metadata() or ()).get(REPLICAS_HEADER, "")
+            names[:] = [name for name in str(named).split(",") if name]
+            return answer
+
+        answer = self.retry.run(ask)
+        if not names:
+            return [answer]
+        return [self.call(method, request, timeout_s, headers=((REPLICA_HEADER, name),)) for name in names]
 
     def upload(
         self,

@@ -106,7 +106,8 @@ class LedgerCalls(Calls):
         self._connection.retry.sleep(_POLL_S)
 
     def _spooled(self) -> list[prediction_pb2.SpooledIncarnation]:
-        return list(self._connection.call(self._spools.GetSpool, prediction_pb2.GetSpoolRequest()).incarnations)
+        answers = self._connection.call_each_replica(self._spools.GetSpool, prediction_pb2.GetSpoolRequest())
+        return [incarnation for answer in answers for incarnation in answer.incarnations]
 
 
 def _merged(

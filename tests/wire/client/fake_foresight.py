@@ -54,6 +54,7 @@ class FakeForesight(grpc.GenericRpcHandler):
     def __init__(self) -> None:
         self.asked: dict[str, list[Any]] = {}
         self._answers: dict[str, Answer] = {}
+        self._processes: dict[str, dict[str, Any]] = {}
 
     def on(self, method: str, *answers: Any) -> None:
         """Scripts a method: a function of the request, or what to answer one after the other, the last for ever."""
@@ -62,6 +63,10 @@ class FakeForesight(grpc.GenericRpcHandler):
             return
         script = itertools.chain(answers, itertools.repeat(answers[-1]))
         self._answers[method] = lambda request: _raised(next(script))
+
+    def on_processes(self, method: str, answers: dict[str, Any]) -> None:
+        """Scripts a unary method that processes answer for themselves, as the gateway lets them be asked."""
+        self._processes[method] = answers
 
     def requests(self, method: str) -> list[Any]:
         """What the method was asked; a list of messages per call for a client stream."""
@@ -88,6 +93,10 @@ class FakeForesight(grpc.GenericRpcHandler):
     def _unary(self, name: str) -> Callable[[Any, grpc.ServicerContext], Any]:
         def handle(request: Any, context: grpc.ServicerContext) -> Any:
             try:
+                if processes := self._processes.get(name):
+                    context.send_initial_metadata((("x-foresight-replicas", ",".join(processes)),))
+                    chosen = dict(context.invocation_metadata()).get("x-foresight-replica", next(iter(processes)))
+                    return _raised(processes[str(chosen)])
                 return self._answer(name, request)
             except Exception as error:  # noqa: BLE001 - as the services' boundary does
                 _abort(context, error)

@@ -12,10 +12,12 @@ from foresight.predictor.v1 import prediction_pb2
 from tests.wire.client.fake_foresight import FakeForesight
 
 
-def _spool(*incarnations: tuple[str, int, int]) -> prediction_pb2.GetSpoolResponse:
+def _spool(*incarnations: tuple[str, int, int], replica: str = "p0") -> prediction_pb2.GetSpoolResponse:
     return prediction_pb2.GetSpoolResponse(
         incarnations=[
-            prediction_pb2.SpooledIncarnation(replica="p0", incarnation=name, highest_sequence=highest, pending=pending)
+            prediction_pb2.SpooledIncarnation(
+                replica=replica, incarnation=name, highest_sequence=highest, pending=pending
+            )
             for name, highest, pending in incarnations
         ]
     )
@@ -36,6 +38,15 @@ def test_the_ledger_adds_what_the_log_has_and_what_the_spool_holds(client: Clien
     assert (old.highest_sequence, old.unaccounted) == (5, 1)
     assert (new.highest_sequence, new.logged, new.spooled, new.duplicates, new.unaccounted) == (9, 5, 4, 2, 0)
     assert (newest.highest_sequence, newest.spooled, newest.unaccounted) == (2, 2, 0)
+
+
+def test_the_ledger_asks_every_replica_for_its_spool(client: Client, fake: FakeForesight) -> None:
+    spools = {f"p{n}": _spool(("a", 5 + n, n), replica=f"p{n}") for n in range(3)}
+    fake.on_processes("GetSpool", spools)
+    row = prediction_log_pb2.IncarnationLedger(replica="p2", incarnation="a", highest_sequence=5, logged=5)
+    fake.on("GetLedger", prediction_log_pb2.GetLedgerResponse(incarnations=[row]))
+    rows = {row.replica: (row.highest_sequence, row.logged, row.spooled) for row in client.ledger()}
+    assert rows == {"p0": (5, 0, 0), "p1": (6, 0, 1), "p2": (7, 5, 2)}
 
 
 def test_the_ledger_waits_for_a_moment_in_which_nothing_moves(client: Client, fake: FakeForesight) -> None:
