@@ -19,8 +19,9 @@ from services.logger.forgetting import drop_forgotten
 from services.logger.metrics import LoggerMetrics
 from services.logger.outcomes import Claims, Plan, plan_outcomes
 from services.logger.postgres import LogStore
+from services.logger.postgres.appending import Appending
 from services.logger.postgres.writing import Writing
-from services.logger.records import LogRecord, QuarantinedRange, RecordBytes, sort_out
+from services.logger.records import LogRecord, QuarantinedRange, RecordBytes, all_new, sort_out
 from services.logger.targets import target_of_id
 from services.runtime.clock import Clock
 from services.runtime.errors import LimitExceeded, NotFound, OutOfRange
@@ -61,15 +62,17 @@ class PredictionLog:
         if not records and not quarantined:
             return Appended(0, 0, (await self._store.state()).head)
         async with self._store.writing() as writing:
-            known = await writing.known_predictions([i for record in records for i in record.prediction_ids])
-            result = await asyncio.to_thread(sort_out, records, known, self._records.cut)
+            appending = await Appending.within(writing)
+            known = await appending.known_predictions([i for record in records for i in record.prediction_ids])
+            result = all_new(records) if not known else None
+            if result is None:
+                result = await asyncio.to_thread(sort_out, records, known, self._records.cut)
             fresh, dropped = await self._without_forgotten(writing, result.fresh)
             sources = {record.source for record in records} | {lost.source for lost in quarantined}
-            await writing.open_incarnations(sources)
-            await writing.insert_records(fresh)
-            attached = await writing.attach_claims(fresh)
-            await writing.account_logged(result.fresh, result.duplicates)
-            newly_lost = await writing.account_quarantined(quarantined)
+            await appending.open_incarnations(sources)
+            attached = await appending.store(fresh, result.fresh)
+            await appending.account_duplicates(result.duplicates)
+            newly_lost = await appending.account_quarantined(quarantined)
         duplicates = sum(result.duplicates.values())
         if result.reused:
             log.warning("prediction_ids_reused", count=len(result.reused), examples=result.reused[:REUSED_NAMED_MAX])
