@@ -12,6 +12,9 @@ from benchmarks.peers.environments import FOLDER
 # Redis and the libraries that a small system lacks.
 REDIS = ("redis-tools", "liblzf1", "libjemalloc2", "liblua5.1-0", "lua-cjson", "lua-bitop", "libhiredis0.14")
 
+# The load generator, of which a system may have its libraries already, and those that a small one lacks.
+H2LOAD = ("nghttp2-client", "libnghttp2-14", "libev4", "libjansson4", "libjemalloc2", "libxml2", "libicu72")
+
 
 def unpacked(name: str, *packages: str) -> Path:
     """The folder with what is in the packages. Raises CalledProcessError where there is no apt or no way to Debian."""

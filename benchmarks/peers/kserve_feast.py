@@ -14,16 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import grpc.aio
-import joblib
+import joblib  # type: ignore[import-untyped]
 import numpy as np
-import uvicorn
-from feast_places import Places
+import uvicorn  # type: ignore[import-not-found]
+from feast_places import Places  # type: ignore[import-not-found]
 from kserve import InferOutput, InferRequest, InferResponse, Model, ModelServer
 
 LOOPBACK = "127.0.0.1"
 
 
-class LateModel(Model):
+class LateModel(Model):  # type: ignore[misc]
     """Answers how likely each is late."""
 
     def __init__(self, name: str, folder: Path) -> None:
@@ -46,9 +46,11 @@ class LateModel(Model):
 def listen_on_loopback_only() -> None:
     """The SDK has no option for it: both of its servers take any address of the machine."""
     add_insecure_port = grpc.aio.Server.add_insecure_port
-    grpc.aio.Server.add_insecure_port = lambda server, address: add_insecure_port(
-        server, address.replace("[::]", LOOPBACK)
-    )
+
+    def add_loopback_port(server: grpc.aio.Server, address: str) -> int:
+        return add_insecure_port(server, address.replace("[::]", LOOPBACK))
+
+    grpc.aio.Server.add_insecure_port = add_loopback_port  # type: ignore[assignment,method-assign]
     load = uvicorn.Config.__init__
     uvicorn.Config.__init__ = lambda config, app, host, **options: load(config, app, host=LOOPBACK, **options)
 

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import joblib
+import joblib  # type: ignore[import-untyped]
 import numpy as np
-from feast_places import Places
-from mlserver import MLModel
-from mlserver.codecs import NumpyCodec, StringCodec
-from mlserver.types import InferenceRequest, InferenceResponse
+from feast_places import Places  # type: ignore[import-not-found]
+from mlserver import MLModel  # type: ignore[import-not-found]
+from mlserver.codecs import NumpyCodec, StringCodec  # type: ignore[import-not-found]
+from mlserver.types import InferenceRequest, InferenceResponse  # type: ignore[import-not-found]
 
 
-class LateModel(MLModel):
+class LateModel(MLModel):  # type: ignore[misc]
     """Answers how likely each is late."""
 
     async def load(self) -> bool:
@@ -31,6 +31,4 @@ class LateModel(MLModel):
         features = self._places.features(StringCodec.decode_input(inputs["place"]))
         vectors = np.hstack([features, NumpyCodec.decode_input(inputs["request"])])
         probability = self._model.predict_proba(vectors)[:, 1]
-        return InferenceResponse(
-            model_name=self.name, outputs=[NumpyCodec.encode_output("probability", probability)]
-        )
+        return InferenceResponse(model_name=self.name, outputs=[NumpyCodec.encode_output("probability", probability)])

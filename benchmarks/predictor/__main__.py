@@ -1,19 +1,23 @@
-"""What a prediction costs, and what is left of the throughput under overload: writes benchmarks/results/predictor.json.
+"""What a prediction costs, what is left of the throughput under overload, and how others do beside it.
 
-python -m benchmarks.predictor
+python -m benchmarks.predictor [costs | side_by_side [--quick]]
+
+Writes benchmarks/results/predictor.json and predictor_side_by_side.json; without a part, all are run.
 """
 
 from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import Sequence
 
+from benchmarks.gateway import side_by_side
 from benchmarks.predictor import cpu, overload
 from benchmarks.predictor.services import running_services
 from benchmarks.results import publish
 
 
-def main() -> int:
+def measure_costs() -> int:
     """Measures on one set of services."""
     with running_services() as services:
         results = asyncio.run(cpu.measured(services)) + asyncio.run(overload.measured(services))
@@ -21,5 +25,18 @@ def main() -> int:
     return 0 if all(r.holds for r in results) else 1
 
 
+def main(arguments: Sequence[str]) -> int:
+    """Runs the part that is named, or all."""
+    match arguments:
+        case []:
+            return max(measure_costs(), side_by_side.main([]))
+        case ["costs"]:
+            return measure_costs()
+        case ["side_by_side", *options]:
+            return side_by_side.main(options)
+    print(__doc__)
+    return 2
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -1,6 +1,6 @@
 """The empty call that a prediction is measured against: a grpc.aio server that answers what it was sent.
 
-python -m benchmarks.predictor.echo unix:/path/of/the/socket
+python -m benchmarks.predictor.echo unix:/path/of/the/socket [/package.Service/Method]
 """
 
 from __future__ import annotations
@@ -11,14 +11,15 @@ from typing import Any
 
 import grpc
 
-SERVICE, METHOD = "benchmarks.Echo", "Call"
+CALL = "/benchmarks.Echo/Call"
 
 
-async def main(address: str) -> None:
+async def main(address: str, path: str = CALL) -> None:
     """Serves until it is killed."""
     server = grpc.aio.server()
-    handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {METHOD: grpc.unary_unary_rpc_method_handler(_answer)}
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+    _, service, method = path.split("/")
+    handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {method: grpc.unary_unary_rpc_method_handler(_answer)}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
     server.add_insecure_port(address)
     await server.start()
     await server.wait_for_termination()
@@ -29,4 +30,4 @@ async def _answer(request: bytes, context: grpc.aio.ServicerContext[Any, Any]) -
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1]))
+    asyncio.run(main(*sys.argv[1:]))

@@ -111,11 +111,35 @@ def question(entities: Sequence[int]) -> bytes:
     """The bytes of a prediction request for entities."""
     columns = [Column.build(KEY, DataType.STRING, [f"place {i}" for i in entities])]
     columns += [
-        Column.build(name, DataType.FLOAT64, [float(i % 7) + shift for i in entities])
-        for shift, name in enumerate(REQUEST_FEATURES)
+        Column.build(name, DataType.FLOAT64, list(values))
+        for name, values in zip(REQUEST_FEATURES, zip(*map(request_features, entities), strict=True), strict=True)
     ]
     request = prediction_pb2.PredictRequest(deployment=DEPLOYMENT, columns=[encode_column(c) for c in columns])
     return request.SerializeToString()
+
+
+def places() -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Features of ENTITIES places, and what was asked of each a minute later, with what became of it in `late`."""
+    random = np.random.default_rng(0)
+    before = datetime.now(UTC) - timedelta(hours=1)
+    rows = pd.DataFrame({n: random.normal(size=ENTITIES) for n in GROUP_FEATURES})
+    rows.insert(0, KEY, [f"place {i}" for i in range(ENTITIES)])
+    rows["event_time"] = before
+    spine = pd.DataFrame({n: random.normal(size=ENTITIES) for n in REQUEST_FEATURES})
+    spine.insert(0, KEY, rows[KEY])
+    spine["event_time"] = before + timedelta(minutes=1)
+    spine["late"] = rows["f0"] + spine["r0"] > 0
+    return rows, spine
+
+
+def untrained() -> HistGradientBoostingClassifier:
+    """The model before it has seen the places."""
+    return HistGradientBoostingClassifier(max_iter=50)
+
+
+def request_features(entity: int) -> list[float]:
+    """What is asked of an entity."""
+    return [float(entity % 7) + shift for shift in range(len(REQUEST_FEATURES))]
 
 
 def _settings(services: Services, embedded: EmbeddedPostgres, name: str) -> dict[str, str]:
@@ -145,20 +169,12 @@ def _deploy(services: Services) -> None:
         (ViewSource("places", tuple(ViewFeature(n) for n in GROUP_FEATURES)),),
         tuple(Field(n, DataType.FLOAT64) for n in REQUEST_FEATURES),
     )
-    random = np.random.default_rng(0)
-    before = datetime.now(UTC) - timedelta(hours=1)
-    rows = pd.DataFrame({n: random.normal(size=ENTITIES) for n in GROUP_FEATURES})
-    rows.insert(0, KEY, [f"place {i}" for i in range(ENTITIES)])
-    rows["event_time"] = before
-    spine = pd.DataFrame({n: random.normal(size=ENTITIES) for n in REQUEST_FEATURES})
-    spine.insert(0, KEY, rows[KEY])
-    spine["event_time"] = before + timedelta(minutes=1)
-    spine["late"] = rows["f0"] + spine["r0"] > 0
+    rows, spine = places()
     with _client(services, "feature_store") as features, _client(services, "trainer") as trainer:
         features.apply(group, view)
         features.write("places", rows)
         dataset = features.create_training_dataset("late", "late", spine)
-        version = trainer.train("late", HistGradientBoostingClassifier(max_iter=50), train=[dataset])
+        version = trainer.train("late", untrained(), train=[dataset])
         trainer.deploy(DEPLOYMENT, "late", version.version, wait_s=0)
     _wait_until_answering(services)
 

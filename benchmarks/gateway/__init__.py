@@ -1,0 +1,1 @@
+"""Systems behind the same gateway: what a caller sees of each."""
