@@ -12,6 +12,7 @@ import grpc
 from foresight.predictor.v1 import prediction_pb2, prediction_pb2_grpc
 from foresight.values import InvalidValue
 from services.predictor.deployments import Deployments
+from services.predictor.mismatches import Mismatch
 from services.predictor.prediction import ROWS_ON_LOOP_MAX, Predicting
 from services.predictor.prediction_codec import (
     Asker,
@@ -24,7 +25,7 @@ from services.predictor.prediction_codec import (
 from services.predictor.serving import ServingState
 from services.predictor.spool import Spool
 from services.predictor.streams import Streams
-from services.predictor.verification import Mismatch, Verification, Verifier
+from services.predictor.verification import Verification, Verifier
 from services.runtime.boundary import refusal, request_id_of
 from services.runtime.identity import caller_of
 

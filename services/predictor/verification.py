@@ -1,56 +1,34 @@
 """Proves what a prediction was made of: replays each stage from the record and compares byte by byte.
 
 Each stage starts from what was recorded of the one before it, so a difference is blamed on the stage that made it,
-and when no stage differs the whole chain agrees. All rows of the record are replayed together, as they were scored,
-and the row that is asked for is compared.
+and when no stage differs the whole chain agrees. All rows of the record are transformed and scored together, as they
+were, and the row that is asked for is compared; features are replayed for that row alone.
 """
 
 from __future__ import annotations
 
 import asyncio
-import enum
 import uuid
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 from foresight.transforms import TransformSet
-from foresight.values import Column, FeatureStatus, InvalidValue
+from foresight.values import Column, InvalidValue
+from services.predictor.feature_replay import FeatureReplay
+from services.predictor.mismatches import Mismatch, MismatchCause, compare_columns, short
 from services.predictor.models import ModelCache
 from services.predictor.plans import ViewPlan
-from services.predictor.policies import ResolvedFeature, apply_policies
 from services.predictor.records import PredictionRecord
 from services.predictor.scoring import apply_transforms
 from services.predictor.spool import Spool
-from services.predictor.vectors import NO_VECTORS, SourceRows, Vectors, VectorSource
+from services.predictor.vectors import VectorSource
 from services.predictor.versions import ModelVersion, VersionRef
 from services.predictor.views import ViewCatalogue
-from services.runtime.errors import DataLoss, FailedPrecondition, FeatureMissing, NotFound, TransformMismatch
+from services.runtime.errors import DataLoss, FailedPrecondition, NotFound, TransformMismatch
 
 VERSIONS_MAX = 64
-TEXT_CHARACTERS_MAX = 200
-
-
-class MismatchCause(enum.IntEnum):
-    """What differs; the numbers are those of the wire enum."""
-
-    DATA = 1
-    EXPIRY = 2
-    TRANSFORM = 3
-    MODEL = 4
-    TYPE = 5
-    FORGOTTEN = 6
-
-
-@dataclass(frozen=True, slots=True)
-class Mismatch:
-    """One difference, with both values as text."""
-
-    name: str
-    cause: MismatchCause
-    recorded: str
-    replayed: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +73,7 @@ class Verifier:
         self._spool = spool
         self._decode = decode
         self._views = views
-        self._vectors = vectors
+        self._features = FeatureReplay(vectors)
         self._transforms = transforms
         self._versions = versions
         self._models = models
@@ -108,12 +86,7 @@ class Verifier:
         if not record.features and (plan.features or plan.transforms):
             # The caller gave what the model took: no other stage has anything to replay.
             return Verification(record.model, tuple(await self._compare_outputs(plan, record, row)))
-        replayed = NO_VECTORS
-        if plan.features:
-            replayed = await self._vectors.replay(
-                record.view, record.entity_keys, record.event_time, record.applied_commit
-            )
-        mismatches = list(_compare_features(plan, record, replayed, row))
+        mismatches = await self._features.compare(plan, record, row) if plan.features else []
         mismatches += await asyncio.to_thread(self._compare_transforms, plan, record, row)
         mismatches += await self._compare_outputs(plan, record, row)
         return Verification(record.model, tuple(mismatches))
@@ -145,8 +118,8 @@ class Verifier:
         try:
             made = apply_transforms(self._transforms, plan, _inputs_of(plan, record))
         except (TransformMismatch, FailedPrecondition, InvalidValue) as error:
-            return [Mismatch("transforms", MismatchCause.TRANSFORM, record.transforms_sha256, _text(str(error)))]
-        return list(_compare_columns([f.column for f in recorded], list(made), row, MismatchCause.TRANSFORM))
+            return [Mismatch("transforms", MismatchCause.TRANSFORM, record.transforms_sha256, short(str(error)))]
+        return list(compare_columns([f.column for f in recorded], list(made), row, MismatchCause.TRANSFORM))
 
     async def _compare_outputs(self, plan: ViewPlan, record: PredictionRecord, row: int) -> list[Mismatch]:
         try:
@@ -158,10 +131,10 @@ class Verifier:
             columns.update((f.column.name, f.column) for f in record.features)
             outputs = await asyncio.to_thread(model.score, columns)
         except (NotFound, DataLoss, FailedPrecondition, InvalidValue) as error:
-            return [Mismatch("artifact", MismatchCause.MODEL, record.model_sha256, _text(str(error)))]
+            return [Mismatch("artifact", MismatchCause.MODEL, record.model_sha256, short(str(error)))]
         except KeyError as error:
             return [Mismatch("artifact", MismatchCause.MODEL, record.model_sha256, f"it takes {error}, not recorded")]
-        return list(_compare_columns(list(record.outputs), list(outputs), row, MismatchCause.MODEL))
+        return list(compare_columns(list(record.outputs), list(outputs), row, MismatchCause.MODEL))
 
     async def _version(self, ref: VersionRef) -> ModelVersion:
         version = self._known_versions.get(ref)
@@ -187,82 +160,3 @@ def _inputs_of(plan: ViewPlan, record: PredictionRecord) -> dict[str, Column]:
     columns = {c.name: c for c in (*record.entity_keys, *record.request_features)}
     columns.update((f.column.name, f.column) for f in record.features[: len(plan.features)])
     return columns
-
-
-def _compare_features(plan: ViewPlan, record: PredictionRecord, replayed: Vectors, row: int) -> Iterator[Mismatch]:
-    """Differences of source rows, statuses and values after policies."""
-    differing: dict[int, MismatchCause] = {}
-    for position, group in enumerate(plan.groups):
-        recorded, now = _row_of(record.sources, position, row), _row_of(replayed.sources, position, row)
-        if recorded != now:
-            erased = 0 < recorded[1] <= _erased_until(replayed.sources, position, row)
-            differing[position] = MismatchCause.FORGOTTEN if erased else MismatchCause.DATA
-            yield Mismatch(group.name, differing[position], _row_text(recorded), _row_text(now))
-    try:
-        resolved = apply_policies(plan, replayed, len(record.prediction_ids))
-    except FeatureMissing as missing:
-        # Under the policy FAIL the recorded prediction had a value.
-        name = missing.metadata["feature"]
-        sources = {planned.field.name: planned.source for planned in plan.features}
-        cause = differing.get(sources.get(name, -1), MismatchCause.DATA if differing else MismatchCause.EXPIRY)
-        yield Mismatch(name, cause, FeatureStatus.PRESENT.name, missing.metadata["status"])
-        return
-    recorded_features = record.features[: len(plan.features)]
-    for planned, then, now_feature in zip(plan.features, recorded_features, resolved, strict=True):
-        yield from _compare_feature(then, now_feature, row, differing.get(planned.source))
-
-
-def _compare_feature(
-    then: ResolvedFeature, now: ResolvedFeature, row: int, other_row: MismatchCause | None
-) -> Iterator[Mismatch]:
-    """`other_row`: why another row answers now; None: the same one does."""
-    name = then.column.name
-    recorded, replayed = _status_of(then, row), _status_of(now, row)
-    if recorded is not replayed:
-        yield Mismatch(name, other_row or MismatchCause.EXPIRY, recorded.name, replayed.name)
-        return
-    yield from _compare_columns([then.column], [now.column], row, other_row or MismatchCause.DATA)
-
-
-def _compare_columns(then: list[Column], now: list[Column], row: int, cause: MismatchCause) -> Iterator[Mismatch]:
-    """Differences of one row; another type is a cause of its own."""
-    replayed = {c.name: c for c in now}
-    for recorded in then:
-        column = replayed.pop(recorded.name, None)
-        if column is None:
-            yield Mismatch(recorded.name, cause, _value_text(recorded, row), "absent")
-        elif column.type is not recorded.type:
-            yield Mismatch(recorded.name, MismatchCause.TYPE, recorded.type.value, column.type.value)
-        elif not recorded.take([row]).equals(column.take([row])):
-            yield Mismatch(recorded.name, cause, _value_text(recorded, row), _value_text(column, row))
-    for column in replayed.values():
-        yield Mismatch(column.name, cause, "absent", _value_text(column, row))
-
-
-def _status_of(feature: ResolvedFeature, row: int) -> FeatureStatus:
-    return FeatureStatus(feature.statuses[row]) if feature.statuses else FeatureStatus.PRESENT
-
-
-def _row_of(sources: tuple[SourceRows, ...], position: int, row: int) -> tuple[int, int]:
-    """Event time and commit of a source's row; zeros where there is none."""
-    if position >= len(sources):
-        return 0, 0
-    return sources[position].event_time_micros[row], sources[position].commits[row]
-
-
-def _erased_until(sources: tuple[SourceRows, ...], position: int, row: int) -> int:
-    """The last commit up to which rows of the entity were erased; 0: none were."""
-    erased = sources[position].erased_commits if position < len(sources) else ()
-    return erased[row] if erased else 0
-
-
-def _row_text(row: tuple[int, int]) -> str:
-    return f"event time {row[0]} us, commit {row[1]}" if row != (0, 0) else "no row"
-
-
-def _value_text(column: Column, row: int) -> str:
-    return _text(repr(column.python(row)))
-
-
-def _text(text: str) -> str:
-    return text if len(text) <= TEXT_CHARACTERS_MAX else text[: TEXT_CHARACTERS_MAX - 1] + "…"
