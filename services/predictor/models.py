@@ -1,4 +1,8 @@
-"""Loaded models, shared by everything that scores with the same artifact and signature."""
+"""Loaded models, shared by everything that scores with the same artifact and signature.
+
+A model that carries an example is used only when it scores the example's rows to the bit as it did where it was
+registered, together and one by one: another runtime or processor, or a flaw in either, shows before it has traffic.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ from collections.abc import Mapping
 import numpy as np
 import structlog
 
-from foresight.scoring import OnnxModel
+from foresight.scoring import Example, OnnxModel
 from foresight.values import Column, DataType, Field, InvalidValue
 from services.predictor.artifacts import ArtifactCache
 from services.predictor.versions import ModelVersion
@@ -28,10 +32,11 @@ ModelKey = tuple[object, ...]
 
 
 class LoadedModel:
-    """An ONNX model in memory; `score` may run in several threads."""
+    """An ONNX model in memory; `score` may run in several threads. `example`: rows that it carries, if it does."""
 
-    def __init__(self, onnx: OnnxModel) -> None:
+    def __init__(self, onnx: OnnxModel, example: Example | None = None) -> None:
         self._onnx = onnx
+        self.example = example
         # Time of one row, measured when it is warmed up; 0 before.
         self.row_s = 0.0
 
@@ -103,18 +108,50 @@ def _load(artifact: bytes, version: ModelVersion, label: Field) -> LoadedModel:
     except Exception as error:  # ONNX Runtime has no public base of its errors.
         log.warning("artifact_not_loadable", model=str(version.model), error=str(error)[:500])
         raise FailedPrecondition(f"the artifact of {version.model} does not load") from error
-    model = LoadedModel(onnx)
+    try:
+        example = onnx.example()
+    except InvalidValue as error:
+        raise FailedPrecondition(f"the example in the artifact of {version.model} cannot be read: {error}") from error
+    model = LoadedModel(onnx, example)
+    try:
+        if example is None:
+            _warm_up(model, version)
+        else:
+            _check(model, onnx, example, version)
+    except KeyError as error:
+        raise FailedPrecondition(f"the artifact of {version.model} takes an input that its version lacks") from error
+    return model
+
+
+def _warm_up(model: LoadedModel, version: ModelVersion) -> None:
+    """Runs an artifact of before there were examples on rows of NULLs."""
     nulls = {field.name: Column.nulls(field, WARM_UP_ROWS) for field in version.inputs}
     for _ in range(WARM_UP_RUNS):
         started = time.perf_counter()
         try:
             model.score(nulls)
-        except KeyError as error:
-            raise FailedPrecondition(
-                f"the artifact of {version.model} takes an input that its version lacks"
-            ) from error
         except FailedPrecondition as error:
             # A linear model has no answer for NULLs; the run has warmed it all the same.
             log.info("warm_up_without_answer", model=str(version.model), reason=error.message)
         model.row_s = (time.perf_counter() - started) / WARM_UP_ROWS
-    return model
+
+
+def _check(model: LoadedModel, onnx: OnnxModel, example: Example, version: ModelVersion) -> None:
+    """Runs the model on its example, which warms it. Raises FailedPrecondition when the scores are others."""
+    known = {field.name for field in version.inputs}
+    if (unknown := next((name for name in onnx.names if name not in known), None)) is not None:
+        raise KeyError(unknown)
+    try:
+        same = onnx.scores_like(example)
+        few = {name: values[:WARM_UP_ROWS] for name, values in example.inputs.items()}
+        started = time.perf_counter()
+        onnx.decode(onnx.score_raw(few))
+        model.row_s = (time.perf_counter() - started) / min(WARM_UP_ROWS, example.rows)
+    except Exception as error:  # ONNX Runtime has no public base of its errors, and damage has any shape.
+        log.warning("example_not_scored", model=str(version.model), error=str(error)[:500])
+        raise FailedPrecondition(f"the artifact of {version.model} cannot score its own example") from error
+    if not same:
+        raise FailedPrecondition(
+            f"the artifact of {version.model} scores its example otherwise than when it was registered: another "
+            "version of ONNX Runtime or another kind of processor may be why; train it again"
+        )

@@ -16,6 +16,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from foresight.scoring.examples import EXAMPLE_KEY, Example, decode_example
 from foresight.values import Column, DataType, Field, InvalidValue
 
 # Beyond this an integer loses digits as a double, see "Model inputs" in `docs/semantics.md`.
@@ -96,12 +97,38 @@ class OnnxModel:
         options = ort.SessionOptions()
         options.intra_op_num_threads = 1
         options.inter_op_num_threads = 1
+        # Of a hundred models each would keep what its largest batch took, and none is faster for it (measured).
+        options.enable_cpu_mem_arena = False
+        options.enable_mem_pattern = False
         self._session = ort.InferenceSession(artifact, options, providers=["CPUExecutionProvider"])
+        # The session would keep the artifact for loading it again with other providers, and there are none.
+        self._session._model_bytes = None
         # Unused features may be left out of the graph by the converter.
         self._names = [i.name for i in self._session.get_inputs()]
         self._output = self._session.get_outputs()[-1].name
         self._row_by_row = not batch_invariant
         self.signature = signature
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The inputs of the graph: those of the signature, less what no score depends on."""
+        return tuple(self._names)
+
+    def example(self) -> Example | None:
+        """The rows that the artifact carries; None for one without. Raises InvalidValue for damaged ones."""
+        text = self._session.get_modelmeta().custom_metadata_map.get(EXAMPLE_KEY)
+        return None if text is None else decode_example(text)
+
+    def scores_like(self, example: Example) -> bool:
+        """Whether the example's rows have to the bit its outputs here, all at once and each alone.
+
+        Raises KeyError when it lacks an input, and what ONNX Runtime raises.
+        """
+        together = self.score_raw(example.inputs)
+        if not _same_bits(together, example.outputs):
+            return False
+        alone = [self.score_raw({n: v[i : i + 1] for n, v in example.inputs.items()}) for i in range(example.rows)]
+        return _same_bits(np.concatenate(alone), example.outputs)
 
     def score(self, features: Mapping[str, Column]) -> list[Column]:
         """The outputs for n rows; `features` has at least every input of the signature, n rows each."""
@@ -140,3 +167,11 @@ class OnnxModel:
         if self.signature.task is ModelTask.BINARY_CLASSIFICATION:
             return [Column(names[0].name, DataType.FLOAT64, raw[:, 1].astype(np.float64)), labels]
         return [Column(names[0].name, DataType.FLOAT_VECTOR, np.ascontiguousarray(raw)), labels]
+
+
+def _same_bits(these: NDArray[np.float32], others: NDArray[np.float32]) -> bool:
+    """Whether shapes and bits agree; NaN is NaN, of which a processor has several."""
+    if these.shape != others.shape:
+        return False
+    same = np.ascontiguousarray(these).view(np.uint32) == np.ascontiguousarray(others).view(np.uint32)
+    return bool((same | (np.isnan(these) & np.isnan(others))).all())

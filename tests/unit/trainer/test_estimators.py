@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 
 from foresight.scoring import ModelTask, OnnxModel
+from foresight.scoring.examples import EXAMPLE_ROWS_MAX
 from foresight.values import Column, DataType, Field, InvalidValue
 from services.runtime.errors import FailedPrecondition
 from services.trainer.construction import build
@@ -105,7 +106,7 @@ def _is_regressor(name: str) -> bool:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_an_allowed_model_scores_in_onnx_as_in_scikit_learn(name: str) -> None:
-    """Fit, conversion and parity succeed, for two classes or a number."""
+    """Fit, conversion and parity succeed, for two classes or a number; the artifact scores its own example again."""
     estimator = _spec(name)
     if name.rpartition(".")[2] in WITHOUT_PROBABILITIES:
         estimator = spec("calibration.CalibratedClassifierCV", estimator=estimator)
@@ -113,6 +114,36 @@ def test_an_allowed_model_scores_in_onnx_as_in_scikit_learn(name: str) -> None:
     fitted = fit(estimator, NUMBERS, label, ROWS, lambda _: None)
     assert fitted.conversion.parity_rows == ROWS.num_rows
     assert fitted.signature.inputs == NUMBERS
+    conversion = fitted.conversion
+    model = OnnxModel(conversion.artifact, fitted.signature, batch_invariant=conversion.batch_invariant)
+    example = model.example()
+    assert example is not None
+    assert example.rows == EXAMPLE_ROWS_MAX
+    assert model.scores_like(example)
+
+
+def test_an_artifact_carries_rows_as_the_model_was_given_them() -> None:
+    """Spread over the training data, with NaN for NULL, texts as they are and no label."""
+    inputs = (Field("holes", DataType.FLOAT64), TEXT)
+    encoder = by_column(
+        ("text", _spec("sklearn.preprocessing.OrdinalEncoder"), ["s"]), ("rest", "passthrough", ["holes"])
+    )
+    fitted = fit(
+        pipeline(("first", encoder), ("model", _spec("sklearn.ensemble.HistGradientBoostingClassifier"))),
+        inputs,
+        BOOL_LABEL,
+        ROWS,
+        lambda _: None,
+    )
+    example = OnnxModel(fitted.conversion.artifact, fitted.signature).example()
+    assert example is not None
+    rows = np.linspace(0, ROWS.num_rows - 1, EXAMPLE_ROWS_MAX).astype(int)
+    assert set(example.inputs) == {"holes", "s"}
+    assert example.inputs["s"].tolist() == np.array(ROWS["s"].to_pylist())[rows].tolist()
+    holes = np.array(ROWS["holes"].to_numpy(), np.float32)[rows]
+    assert np.isnan(holes).any()
+    assert example.inputs["holes"].tobytes() == holes.tobytes()
+    assert example.outputs.shape == (EXAMPLE_ROWS_MAX, 2)
 
 
 @pytest.mark.parametrize("name", TRANSFORMERS)

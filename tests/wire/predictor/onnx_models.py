@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from onnx import TensorProto, helper, numpy_helper
+from onnx import ModelProto, TensorProto, helper, numpy_helper
+
+from foresight.scoring import EXAMPLE_KEY, Example, OnnxModel, Signature, encode_example
 
 
 def linear_model(inputs: Sequence[str], weights: Sequence[float], bias: float, *, classifier: bool) -> bytes:
@@ -69,5 +71,24 @@ def crowd_model(inputs: Sequence[str]) -> bytes:
         [numpy_helper.from_array(value, name) for name, value in constants.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    serialized: bytes = model.SerializeToString()
+    return serialized
+
+
+def with_example(
+    artifact: bytes, signature: Signature, rows: Mapping[str, Sequence[Any]], *, shift: float = 0.0
+) -> bytes:
+    """The artifact with these rows as its example; what it is said to score them is its own score plus `shift`."""
+    inputs: dict[str, np.ndarray[Any, Any]] = {
+        name: np.array(values, object if isinstance(values[0], str) else np.float32) for name, values in rows.items()
+    }
+    outputs = OnnxModel(artifact, signature).score_raw(inputs) + np.float32(shift)
+    return with_metadata(artifact, EXAMPLE_KEY, encode_example(Example(inputs, outputs)) or "")
+
+
+def with_metadata(artifact: bytes, key: str, value: str) -> bytes:
+    """The artifact with an entry in its metadata."""
+    model = ModelProto.FromString(artifact)
+    model.metadata_props.add(key=key, value=value)
     serialized: bytes = model.SerializeToString()
     return serialized
