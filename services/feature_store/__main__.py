@@ -36,7 +36,7 @@ from services.feature_store.metrics import FeatureStoreMetrics
 from services.feature_store.online.applier import Applier
 from services.feature_store.online.catch_up import CatchUp
 from services.feature_store.online.rebuild import OnlineRebuild
-from services.feature_store.online.stores import open_online_store
+from services.feature_store.online.stores import open_online_store, reingestion_lease
 from services.feature_store.online.vectors import VectorReader
 from services.feature_store.pipelines import Pipelines
 from services.feature_store.postgres.catalogue import Catalogue
@@ -154,7 +154,8 @@ async def serve(settings: FeatureStoreSettings) -> None:
         source = None
         if settings.logger is not None:
             source = LoggerClient(await stack.enter_async_context(open_channel(settings.logger)))
-        ingestion = LogIngestion(registry, commits, source, clock, own_metrics, applier.pass_over)
+        following = reingestion_lease(settings.online, settings.state_folder, database)
+        ingestion = LogIngestion(registry, commits, source, clock, own_metrics, applier.pass_over, following)
         uses = LineageTable(database)
         erased = ErasedParts(
             ErasedRowTables(database), applier, source, commits, datasets, StatisticsTable(database), uses

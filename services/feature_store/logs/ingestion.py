@@ -1,6 +1,7 @@
 """Reingestion: pulls the log by cursor and turns predictions and outcomes into rows of derived groups.
 
-Rows and cursor move in one transaction, so that a page is taken once, whenever the process stops.
+Rows and cursor move in one transaction, so that a page is taken once, whenever the process stops. Of several processes
+one does it, the others only look how far the log goes and take over when that one ends.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from services.feature_store.logs.log_groups import (
     predictions_group,
 )
 from services.feature_store.metrics import FeatureStoreMetrics
+from services.feature_store.online.leases import Lease, Unrivalled
 from services.feature_store.registry.registry import Registry
 from services.feature_store.tables.row_source import TableRows
 from services.runtime.backoff import backoff_s
@@ -44,6 +46,7 @@ PAGE_ENTRIES = 500
 POLL_S = 0.5
 BACKOFF_FIRST_S = 0.2
 BACKOFF_S_MAX = 5.0
+_ALONE = Unrivalled()
 
 
 class CursorStore(Protocol):
@@ -80,6 +83,7 @@ class LogIngestion:
         clock: Clock,
         metrics: FeatureStoreMetrics,
         on_commit: Callable[[Sequence[Commit]], None],
+        lease: Lease = _ALONE,
     ) -> None:
         self._registry = registry
         self._store = store
@@ -87,6 +91,7 @@ class LogIngestion:
         self._clock = clock
         self._metrics = metrics
         self._on_commit = on_commit
+        self._lease = lease
         self._head = 0
         self._last_pull_at: datetime | None = None
 
@@ -96,11 +101,18 @@ class LogIngestion:
         return IngestionStatus(cursor, max(self._head, cursor), predictions, outcomes, self._last_pull_at)
 
     async def run(self) -> None:
-        """Pulls until it is cancelled; backs off while the log or the database is away."""
-        failures = 0
-        while self._source is not None:
+        """Pulls until it is cancelled, then lets the lease go; backs off while the log or the database is away."""
+        if self._source is not None:
             try:
-                behind = await self.pull(self._source)
+                await self._follow(self._source)
+            finally:
+                await self._lease.release()
+
+    async def _follow(self, source: LogSource) -> None:
+        failures = 0
+        while True:
+            try:
+                behind = await (self.pull(source) if await self._lease.take() else self._look(source))
                 failures = 0
                 if not behind:
                     await asyncio.sleep(POLL_S)
@@ -126,6 +138,14 @@ class LogIngestion:
         behind = page.cursor < page.head
         self._metrics.reingestion_lag_s.set(self._lag_s(page) if behind else 0.0)
         return behind
+
+    async def _look(self, source: LogSource) -> bool:
+        """Sees how far the log goes, while another process takes it."""
+        cursor, _, _ = await self._store.cursor()
+        page = await source.read(cursor, 1)
+        self._last_pull_at, self._head = self._clock(), page.head
+        self._metrics.reingestion_lag_s.set(0.0)
+        return False
 
     async def _take(self, page: LogPage, cursor: int) -> None:
         predictions: dict[Reference, list[PredictionEntry]] = defaultdict(list)

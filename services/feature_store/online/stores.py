@@ -1,4 +1,4 @@
-"""Which online store a process uses, and the lease that goes with it."""
+"""Which online store a process uses, and the leases on duties among the processes that share it."""
 
 from __future__ import annotations
 
@@ -31,3 +31,10 @@ async def open_online_store(
         yield lmdb, FileLease(state_folder / "applier.lock")
     finally:
         lmdb.close()
+
+
+def reingestion_lease(settings: OnlineSettings, state_folder: Path, database: Database) -> Lease:
+    """The lease of who follows the log of predictions."""
+    if settings.redis is not None:
+        return SessionLease(database, "reingestion")
+    return FileLease(state_folder / "reingestion.lock")

@@ -11,10 +11,14 @@ import pytest
 
 from foresight.values import DataType, Field, InvalidValue, micros_from_instant
 from services.feature_store.groups import Reference
+from services.feature_store.logs.ingestion import LogIngestion
 from services.feature_store.logs.log_groups import LoggedColumn, OutcomeEntry, PredictionEntry
+from services.feature_store.metrics import FeatureStoreMetrics
+from services.feature_store.online.leases import FileLease
 from services.runtime.errors import Unavailable
+from services.runtime.metrics import Metrics
 from tests.conftest import MakeDatabase
-from tests.integration.feature_store.rig import LogInMemory, Store, at, running_store, source
+from tests.integration.feature_store.rig import NOW, LogInMemory, Store, at, running_store, source
 
 VIEW = Reference("judged", 1)
 
@@ -152,6 +156,34 @@ async def test_two_stores_on_one_database_take_each_page_once(
         ids = [row["prediction_id"] for row in await one.read("log_predictions_judged_v1")]
         assert len(ids) == len(set(ids)) == 2_000
         assert (await one.ingestion.status()).predictions == 2_000
+
+
+async def test_one_of_several_processes_follows_the_log_and_another_goes_on_when_it_ends(
+    store: Store, log: LogInMemory
+) -> None:
+    """The other one knows how far the log goes meanwhile, and counts nothing that it did not take."""
+    await define(store)
+    log.entries = [predictions(["p0"])]
+    lock = store.folder / "reingestion.lock"
+    several = [
+        LogIngestion(store.registry, store.commits, log, lambda: NOW, own, store.applier.pass_over, FileLease(lock))
+        for own in (FeatureStoreMetrics(Metrics("one").registry), FeatureStoreMetrics(Metrics("other").registry))
+    ]
+    running = []
+    async with asyncio.timeout(30):
+        for number, each in enumerate(several):
+            running.append(asyncio.create_task(each.run()))
+            while (await each.status()).last_pull_at is None or (await each.status()).predictions < 1:
+                await asyncio.sleep(0.01)
+            log.entries += [predictions([f"q{number}"])] * number
+        running[0].cancel()
+        await asyncio.wait(running[:1])
+        while (await several[1].status()).predictions < 2:
+            await asyncio.sleep(0.01)
+    running[1].cancel()
+    await asyncio.wait(running)
+    ids = [row["prediction_id"] for row in await store.read("log_predictions_judged_v1")]
+    assert ids == ["p0", "q1"]
 
 
 async def test_the_log_is_followed_again_after_it_was_away(store: Store, log: LogInMemory) -> None:
