@@ -20,11 +20,11 @@ from services.logger.records import PREDICTIONS_MAX, Incarnation, LogRecord
 from services.logger.scalars import decode_scalar, encode_rows
 from services.logger.targets import check_keys, target_of_id, targets_of_keys
 
-STATUS_MAX = 5
+STATUS_MAX = 6
 REQUEST_ID_BYTES_MAX = 128
 SELECTIONS_MAX = 1_024
 VIEWS_MAX = 10_000
-POLICY_MAX = 3
+POLICY_MAX = 4
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\Z")
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 _REPLICA = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z")
@@ -135,6 +135,18 @@ def check_features(features: Sequence[prediction_log_pb2.LoggedFeature], n: int)
             raise InvalidValue(f"features[{i}].statuses", f"is not {n} bytes of 1 to {STATUS_MAX}")
         if policies and not _are_numbers(policies, n, 0, POLICY_MAX):
             raise InvalidValue(f"features[{i}].policies", f"is not {n} bytes of 0 to {POLICY_MAX}")
+        if feature.last_known_commits or feature.last_known_event_time_micros:
+            _check_last_known(feature, f"features[{i}]", n)
+
+
+def _check_last_known(feature: prediction_log_pb2.LoggedFeature, field: str, n: int) -> None:
+    if len(feature.last_known_commits) != n:
+        raise InvalidValue(f"{field}.last_known_commits", f"are {len(feature.last_known_commits)}, not {n}")
+    if len(feature.last_known_event_time_micros) != n:
+        count = len(feature.last_known_event_time_micros)
+        raise InvalidValue(f"{field}.last_known_event_time_micros", f"are {count}, not {n}")
+    for micros in feature.last_known_event_time_micros:
+        instant_from_micros(micros, f"{field}.last_known_event_time_micros")
 
 
 def _are_numbers(data: bytes, n: int, least: int, most: int) -> bool:

@@ -314,6 +314,10 @@ def _keep(record: prediction_log_pb2.PredictionRecord, rows: Sequence[int]) -> N
     for feature in record.features:
         feature.statuses = bytes(feature.statuses[row] for row in rows) if feature.statuses else b""
         feature.policies = bytes(feature.policies[row] for row in rows) if feature.policies else b""
+        if feature.last_known_commits:
+            times = feature.last_known_event_time_micros
+            _replace(times, [times[row] for row in rows])
+            _replace(feature.last_known_commits, [feature.last_known_commits[row] for row in rows])
     for source in record.sources:
         _replace(source.event_time_micros, [source.event_time_micros[row] for row in rows])
         _replace(source.commits, [source.commits[row] for row in rows])

@@ -1,8 +1,8 @@
 """Replays the features of one prediction from its record: the online rule, last known values, policies.
 
-Which features were not to be had as the feature store was away cannot be replayed: that it was is taken from the record.
-What was done about it is replayed: a last known value from the row that the record names, read as of the row's own
-commit and time, and whether it was fresh enough at the prediction's event time.
+That the feature store was away cannot be replayed and is taken from the record. What was done about it is replayed: a
+last known value from the row that the record names, read as of the row's own commit and time, and whether it was fresh
+enough at the prediction's event time.
 """
 
 from __future__ import annotations
@@ -107,11 +107,9 @@ def _compare(
         # The recorded prediction had a value.
         name = missing.metadata["feature"]
         cause = MismatchCause.DATA if differing else MismatchCause.EXPIRY
-        by_name = {
-            planned.field.name: (planned.source, feature) for planned, feature in zip(plan.features, then, strict=True)
-        }
-        source, feature = by_name[name]
-        yield Mismatch(name, differing.get(source, cause), _status_of(feature).name, missing.metadata["status"])
+        index = next(i for i, planned in enumerate(plan.features) if planned.field.name == name)
+        cause = differing.get(plan.features[index].source, cause)
+        yield Mismatch(name, cause, _status_of(then[index]).name, missing.metadata["status"])
         return
     for planned, before, now_feature in zip(plan.features, then, resolved, strict=True):
         yield from _compare_feature(before, now_feature, differing.get(planned.source))

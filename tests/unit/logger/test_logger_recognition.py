@@ -71,8 +71,11 @@ def right_records(draw: st.DrawFn) -> Record:
     for made in draw(columns(types)):
         feature = message.features.add(column=made)
         feature.column.name = "of_" + made.name
-        feature.statuses = draw(st.sampled_from([b"", b"\1", b"\5"]))
-        feature.policies = draw(st.sampled_from([b"", b"\0", b"\3"]))
+        feature.statuses = draw(st.sampled_from([b"", b"\1", b"\6"]))
+        feature.policies = draw(st.sampled_from([b"", b"\0", b"\4"]))
+        if draw(st.booleans()):
+            feature.last_known_commits.append(draw(st.sampled_from([0, 1, 128, 2**64 - 1])))
+            feature.last_known_event_time_micros.append(draw(instants))
     message.sources[0].commits[0] = draw(st.sampled_from([0, 1, 127, 128, 2**32, 2**64 - 1]))
     message.sources[0].event_time_micros[0] = draw(instants)
     message.event_time.nanos = draw(st.sampled_from([0, 1, 1_000, 999_999_999]))
@@ -141,8 +144,14 @@ FAULTS: list[Callable[[Record], object]] = [
     lambda m: m.outputs.append(column("float", DataType.FLOAT64, [float("1e300")])),
     lambda m: m.features.add(),
     lambda m: m.features[0].ClearField("column"),
-    *(in_feature("statuses", number) for number in (b"\0", b"\6", b"\1\1")),
-    *(in_feature("policies", number) for number in (b"\4", b"\0\0")),
+    *(in_feature("statuses", number) for number in (b"\0", b"\7", b"\1\1")),
+    *(in_feature("policies", number) for number in (b"\5", b"\0\0")),
+    lambda m: m.features[0].last_known_commits.append(1),
+    lambda m: m.features[0].last_known_event_time_micros.append(1),
+    lambda m: (
+        m.features[0].last_known_commits.append(1),
+        m.features[0].last_known_event_time_micros.append(2**62),
+    ),
     lambda m: m.sources.add(),
     lambda m: m.sources[0].commits.append(1),
     lambda m: m.sources[0].commits.pop(),

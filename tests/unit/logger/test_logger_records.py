@@ -67,6 +67,8 @@ def test_an_id_that_comes_with_another_sequence_number_is_reported() -> None:
 @given(st.integers(1, 6), st.data())
 def test_cutting_a_record_into_pieces_loses_no_row(n: int, data: st.DataObject) -> None:
     whole = record(new_incarnation(), 1, n)
+    whole.features[0].last_known_commits.extend(range(n))
+    whole.features[0].last_known_event_time_micros.extend(range(-n, 0))
     middle = data.draw(st.integers(1, n))
     payload = whole.SerializeToString()
     pieces = [WireRecords().cut(payload, a, b) for a, b in ((0, middle), (middle, n)) if a < b]
@@ -74,6 +76,8 @@ def test_cutting_a_record_into_pieces_loses_no_row(n: int, data: st.DataObject) 
     assert [i for m in messages for i in m.prediction_ids] == list(whole.prediction_ids)
     assert [c for m in messages for c in m.sources[0].commits] == list(whole.sources[0].commits)
     assert b"".join(m.features[0].statuses for m in messages) == whole.features[0].statuses
+    assert [c for m in messages for c in m.features[0].last_known_commits] == list(range(n))
+    assert [t for m in messages for t in m.features[0].last_known_event_time_micros] == list(range(-n, 0))
     assert messages[-1].first_sequence == 1 + (middle if middle < n else 0)
     assert messages[0].model_sha256 == whole.model_sha256
 

@@ -91,8 +91,18 @@ BAD_RECORDS: list[tuple[str, Record, str]] = [
         changed(lambda m: setattr(m.features[0], "statuses", b"\1")),
         "features[0].statuses",
     ),
-    ("an unknown status", changed(lambda m: setattr(m.features[0], "statuses", b"\1\6")), "features[0].statuses"),
-    ("an unknown policy", changed(lambda m: setattr(m.features[0], "policies", b"\0\4")), "features[0].policies"),
+    ("an unknown status", changed(lambda m: setattr(m.features[0], "statuses", b"\1\7")), "features[0].statuses"),
+    ("an unknown policy", changed(lambda m: setattr(m.features[0], "policies", b"\0\5")), "features[0].policies"),
+    (
+        "too few commits of last known rows",
+        changed(lambda m: m.features[0].last_known_commits.append(1)),
+        "features[0].last_known_commits",
+    ),
+    (
+        "no times of last known rows",
+        changed(lambda m: m.features[0].last_known_commits.extend([1, 2])),
+        "features[0].last_known_event_time_micros",
+    ),
     ("a missing commit", changed(lambda m: m.sources[0].commits.pop()), "sources[0].commits"),
     ("a missing time", changed(lambda m: m.sources[0].event_time_micros.pop()), "sources[0].event_time_micros"),
     (
