@@ -63,13 +63,14 @@ class PredictionLog:
             return Appended(0, 0, (await self._store.state()).head)
         async with self._store.writing() as writing:
             appending = await Appending.within(writing)
-            known = await appending.known_predictions([i for record in records for i in record.prediction_ids])
+            sources = {record.source for record in records} | {lost.source for lost in quarantined}
+            ids = [i for record in records for i in record.prediction_ids]
+            known = await appending.known_predictions(ids, sources)
             result = all_new(records) if not known else None
             if result is None:
                 result = await asyncio.to_thread(sort_out, records, known, self._records.cut)
             fresh, dropped = await self._without_forgotten(writing, result.fresh)
-            sources = {record.source for record in records} | {lost.source for lost in quarantined}
-            await appending.open_incarnations(sources)
+            await appending.open_incarnations()
             attached = await appending.store(fresh, result.fresh)
             await appending.account_duplicates(result.duplicates)
             newly_lost = await appending.account_quarantined(quarantined)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from foresight.values import Column, InvalidValue
 from foresight.values.names import check_text
@@ -49,9 +49,8 @@ class RecordBytes(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Incarnation:
-    """One life of a replica's process."""
+class Incarnation(NamedTuple):
+    """One life of a replica's process; a tuple because every record's is looked up several times."""
 
     replica: str
     incarnation: str
@@ -76,7 +75,7 @@ class LogRecord:
         n = len(self.prediction_ids)
         if not 1 <= n <= PREDICTIONS_MAX:
             raise InvalidValue("prediction_ids", f"are {n}, not 1 to {PREDICTIONS_MAX}")
-        if len(set(self.prediction_ids)) != n:
+        if n > 1 and len(set(self.prediction_ids)) != n:
             raise InvalidValue("prediction_ids", "hold the same id twice")
         if not 1 <= self.first_sequence <= SEQUENCE_MAX - n:
             raise InvalidValue("first_sequence", "is not a number from 1 on")

@@ -6,27 +6,27 @@ SQLAlchemy does around each would cost as much as storing the records. They are 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from services.logger.postgres.writing import Writing
 from services.logger.records import Incarnation, KnownPrediction, LogRecord, QuarantinedRange
 from services.logger.targets import target_of_id
 
-_INCARNATIONS = """
-SELECT i.incarnation_id, i.replica, i.incarnation
+# What is known of incarnations and of predictions, in one answer.
+_KNOWN = """
+SELECT NULL::uuid AS prediction_id, i.replica, i.incarnation, i.incarnation_id AS number, NULL::bytea AS target
 FROM unnest($1::text[], $2::uuid[]) AS u(replica, incarnation)
 JOIN incarnations i USING (replica, incarnation)
+UNION ALL
+SELECT p.prediction_id, i.replica, i.incarnation, r.first_sequence + p.record_row, p.target
+FROM predictions p JOIN records r USING (position) JOIN incarnations i USING (incarnation_id)
+WHERE p.prediction_id = ANY($3::uuid[])
 """
 _OPEN_INCARNATIONS = """
 INSERT INTO incarnations (replica, incarnation)
 SELECT * FROM unnest($1::text[], $2::uuid[])
-RETURNING incarnation_id, replica, incarnation
-"""
-_KNOWN_PREDICTIONS = """
-SELECT p.prediction_id, i.replica, i.incarnation, r.first_sequence + p.record_row AS sequence, p.target
-FROM predictions p JOIN records r USING (position) JOIN incarnations i USING (incarnation_id)
-WHERE p.prediction_id = ANY($1::uuid[])
+RETURNING incarnation_id AS number, replica, incarnation
 """
 # Records, their predictions, outcomes that were claimed for those, the ledger and the log's head, in one go. Where a
 # claim by id and one by keys have the same revision, the one by id is the more specific; the target of an id is its 16
@@ -118,32 +118,34 @@ class Appending:
         self._writing = writing
         self._driver = driver
         self._sources: dict[Incarnation, int] = {}
+        self._missing: list[Incarnation] = []
 
     @classmethod
     async def within(cls, writing: Writing) -> Appending:
         """The transaction must have begun, as `Writing.begin` does."""
         return cls(writing, (await writing.connection.get_raw_connection()).driver_connection)
 
-    async def open_incarnations(self, sources: Iterable[Incarnation]) -> None:
-        """Makes sure that the incarnations exist; needed before anything is inserted or accounted for them."""
-        missing = sorted(sources)
-        for statement in (_INCARNATIONS, _OPEN_INCARNATIONS):
-            missing = [source for source in missing if source not in self._sources]
-            if missing:
-                rows = await self._driver.fetch(
-                    statement, [s.replica for s in missing], [s.incarnation for s in missing]
-                )
-                self._sources |= {_incarnation(row): row["incarnation_id"] for row in rows}
+    async def known_predictions(
+        self, ids: Sequence[str], sources: Collection[Incarnation]
+    ) -> dict[str, KnownPrediction]:
+        """Those of the ids that were logged before; the sources are all that will be stored or accounted for."""
+        self._missing = sorted(sources)
+        rows = await self._driver.fetch(_KNOWN, *_columns(self._missing), ids)
+        known = {}
+        for row in rows:
+            source = _incarnation(row)
+            if row["prediction_id"] is None:
+                self._sources[source] = row["number"]
+            else:
+                known[str(row["prediction_id"])] = KnownPrediction(source, row["number"], row["target"])
+        self._missing = [source for source in self._missing if source not in self._sources]
+        return known
 
-    async def known_predictions(self, ids: Sequence[str]) -> dict[str, KnownPrediction]:
-        """Those of the ids that were logged before."""
-        if not ids:
-            return {}
-        rows = await self._driver.fetch(_KNOWN_PREDICTIONS, ids)
-        return {
-            str(row["prediction_id"]): KnownPrediction(_incarnation(row), row["sequence"], row["target"])
-            for row in rows
-        }
+    async def open_incarnations(self) -> None:
+        """Makes sure that the sources exist; needed before anything is stored or accounted for them."""
+        if self._missing:
+            rows = await self._driver.fetch(_OPEN_INCARNATIONS, *_columns(self._missing))
+            self._sources |= {_incarnation(row): row["number"] for row in rows}
 
     async def store(self, fresh: Sequence[LogRecord], logged: Sequence[LogRecord]) -> int:
         """Stores records of which every prediction is new, each at the next position, and accounts for those `logged`.
@@ -199,6 +201,10 @@ class Appending:
         firsts, lasts = [r.first_sequence for r in ranges], [r.last_sequence for r in ranges]
         await self._driver.fetch(_REMEMBER_QUARANTINED, sources, firsts, lasts, [r.reason for r in ranges])
         return int(await self._driver.fetchval(_ACCOUNT_QUARANTINED, sources, firsts, lasts))
+
+
+def _columns(sources: Sequence[Incarnation]) -> tuple[list[str], list[str]]:
+    return [source.replica for source in sources], [source.incarnation for source in sources]
 
 
 def _incarnation(row: Mapping[str, Any]) -> Incarnation:

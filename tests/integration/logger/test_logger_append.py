@@ -198,3 +198,18 @@ async def test_writers_that_send_the_same_records_at_once_store_each_prediction_
     assert sum(answer.duplicates for answer in answers) == 7 * 15
     assert [entry.record for entry in await logger.read_all()] == sent
     assert await logger.ledger() == {life: (15, 15, 0, 7 * 15)}
+
+
+async def test_appends_that_are_given_up_at_any_moment_leave_the_log_whole(logger: Logger) -> None:
+    life = new_incarnation()
+    sent = [record(life, n) for n in range(1, 41)]
+    for n, message in enumerate(sent):
+        call = asyncio.create_task(logger.append(message))
+        await asyncio.wait([call], timeout=n / 10_000)
+        call.cancel()
+        await asyncio.wait([call])
+    answer = await logger.append(*sent)
+    assert answer.appended + answer.duplicates == 40
+    assert sorted(entry.record.first_sequence for entry in await logger.read_all()) == list(range(1, 41))
+    (account,) = (await logger.ledger()).values()
+    assert account[:3] == (40, 40, 0)

@@ -12,7 +12,7 @@ from foresight.logger.v1 import prediction_log_pb2
 from foresight.values import Column, DataType, InvalidValue
 from foresight.wire import encode_column
 from services.logger.record_codec import ArrivingRecords, WireRecords
-from services.logger.records import Incarnation, KnownPrediction, LogRecord, QuarantinedRange, sort_out
+from services.logger.records import Incarnation, KnownPrediction, LogRecord, QuarantinedRange, all_new, sort_out
 from services.logger.scalars import decode_scalar, encode_rows, encode_scalar
 from services.logger.targets import id_of_target, target_of_id, targets_of_keys
 from services.runtime.ids import new_id
@@ -46,6 +46,13 @@ def test_every_new_prediction_is_kept_once_and_every_other_is_counted(
     assert sum(result.duplicates.values()) == sum(map(len, batches)) - len(kept)
     for piece in result.fresh:
         assert piece.payload == ",".join(piece.prediction_ids).encode()
+
+
+@given(st.lists(st.lists(st.integers(0, 40), min_size=1, max_size=4, unique=True), max_size=6))
+def test_records_of_which_nothing_is_known_are_all_new_unless_an_id_comes_twice(batches: list[list[int]]) -> None:
+    records = [a_record(1, [str(i) for i in batch]) for batch in batches]
+    once = len(set(itertools.chain(*batches))) == sum(map(len, batches))
+    assert all_new(records) == (sort_out(records, {}, cut) if once else None)
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=12))
