@@ -18,6 +18,8 @@ from foresight.client.frames import EVENT_TIME
 
 PANEL = "Predictions"
 ROWS_PER_CALL = 1_024
+# Requests of so many rows keep the service busy, and leave it time for others.
+CALLS_AHEAD = 4
 _OBSERVED_AT = Field("observed_at", DataType.TIMESTAMP)
 _PREDICTION_ID = Field("prediction_id", DataType.STRING)
 _REVISION = Field("revision", DataType.INT64)
@@ -51,12 +53,15 @@ def predict(
     given = dict(parse_setting(setting) for setting in settings or ())
     with open_client(state) as client, working() as progress:
         fields = {field.name: field for field in _asked(client, deployment)}
-        questions: Iterable[Any] = (
-            [parse_settings(given, fields)] if rows is None else _slices(read_file(rows, fields.values()))
-        )
+        answers: Iterable[Predictions]
+        if rows is None:
+            answers = [client.predict(deployment, parse_settings(given, fields), event_time=event_time)]
+        else:
+            questions = _slices(read_file(rows, fields.values()))
+            answers = client.predict_stream(deployment, questions, event_time=event_time, in_flight=CALLS_AHEAD)
         records: list[dict[str, Any]] = []
-        for question in questions:
-            records += _records(client.predict(deployment, question, event_time=event_time))
+        for answer in answers:
+            records += _records(answer)
             progress("predicting", len(records))
     drawn = [{**r, "missing": [f"{name} ({why})" for name, why in r["missing"].items()]} for r in records]
     show(as_json, records, table(drawn, "no rows"))

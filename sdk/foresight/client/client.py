@@ -17,6 +17,7 @@ from foresight.client.models import ModelCalls
 from foresight.client.online import OnlineCalls
 from foresight.client.outcomes import OutcomeCalls
 from foresight.client.pipelines import PipelineCalls
+from foresight.client.prediction_streams import PredictionStreamCalls
 from foresight.client.predictions import PredictionCalls
 from foresight.client.reads import ReadCalls
 from foresight.client.registry import RegistryCalls
@@ -34,6 +35,7 @@ class Client(
     StatisticsCalls,
     ModelCalls,
     PredictionCalls,
+    PredictionStreamCalls,
     OutcomeCalls,
     FlywheelCalls,
     BatchCalls,

@@ -3,8 +3,8 @@
 One channel per connection; it connects at the first call, may be shared by threads, and must not be used in a
 process forked from the one that made it. An answer UNAVAILABLE is asked for again with jittered exponential backoff
 until `retry_s` has passed, and so is that of an overloaded service, not before the time that it names; a stream starts
-again from its beginning. What a repeated call leaves behind, when the answer to the first one was lost, is said at each
-method that changes something.
+again from its beginning, one of predictions from the first that has no answer. What a repeated call leaves behind, when
+the answer to the first one was lost, is said at each method that changes something.
 """
 
 from __future__ import annotations

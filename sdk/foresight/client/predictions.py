@@ -147,22 +147,9 @@ class PredictionCalls(Calls):
         the unanswered one stays in the log. With one (at most 128 bytes, yours to choose, `uuid.uuid4().hex` will do)
         the repeat gets the first answer, also when you call again with the same rows within 10 minutes.
         """
-        request = prediction_pb2.PredictRequest(
-            deployment=deployment,
-            columns=encode_rows(rows),
-            event_time=encode_optional(event_time),
-            request_id=request_id,
-        )
-        headers = _request_headers(request_id)
-        answer = self._connection.call(self._predictor.Predict, request, timeout_s, headers=headers)
-        return Predictions(
-            ids=list(answer.prediction_ids),
-            outputs={column.name: _values_of(column) for column in answer.outputs},
-            model=decode_ref(answer.model),
-            event_time=decode_instant(answer.event_time),
-            missing=[MissingFeature(m.row, m.feature, FeatureStatus(m.status)) for m in answer.missing],
-            repeated=answer.repeated_answer,
-        )
+        request = encode_request(deployment, rows, event_time, request_id)
+        headers = request_headers(request_id)
+        return decode_predictions(self._connection.call(self._predictor.Predict, request, timeout_s, headers=headers))
 
     def verify(self, prediction_id: str, *, timeout_s: float = READ_S) -> Verification:
         """Replays a logged prediction (features of then, transforms, model) and compares byte by byte."""
@@ -232,6 +219,30 @@ class PredictionCalls(Calls):
         return from_table(joined, output)
 
 
+def encode_request(
+    deployment: str, rows: Any, event_time: datetime | None, request_id: str
+) -> prediction_pb2.PredictRequest:
+    """The request for rows as `predict` takes them. Raises InvalidValue."""
+    return prediction_pb2.PredictRequest(
+        deployment=deployment,
+        columns=encode_rows(rows),
+        event_time=encode_optional(event_time),
+        request_id=request_id,
+    )
+
+
+def decode_predictions(answer: prediction_pb2.PredictResponse) -> Predictions:
+    """The answer to a request."""
+    return Predictions(
+        ids=list(answer.prediction_ids),
+        outputs={column.name: _values_of(column) for column in answer.outputs},
+        model=decode_ref(answer.model),
+        event_time=decode_instant(answer.event_time),
+        missing=[MissingFeature(m.row, m.feature, FeatureStatus(m.status)) for m in answer.missing],
+        repeated=answer.repeated_answer,
+    )
+
+
 def _values_of(column: types_pb2.Column) -> list[Any]:
     """The values of an output; outputs are small and mostly without NULLs, so no array is made."""
     if not column.validity:
@@ -289,7 +300,8 @@ def _decode_use(feature: prediction_log_pb2.LoggedFeature, row: int) -> FeatureU
     )
 
 
-def _request_headers(request_id: str) -> Headers:
+def request_headers(request_id: str) -> Headers:
+    """What goes along with a request that has an id."""
     # A header holds no other characters. Without it the repeat may meet another replica, which predicts anew.
     plain = request_id.isascii() and request_id.isprintable() and request_id == request_id.strip()
     return ((REQUEST_ID_HEADER, request_id),) if request_id and plain else ()

@@ -36,6 +36,19 @@ def error_of(error: grpc.RpcError, address: str) -> ForesightError:
     status = _status_of(error)
     if status is None:
         return _without_status(code, text, address)
+    return _with_status(code, text, status)
+
+
+def error_of_status(code: int, text: str, status: bytes) -> ForesightError:
+    """The error of a request of a stream, answered with the number of a code and a serialized google.rpc.Status."""
+    name = next((known.name for known in grpc.StatusCode if known.value[0] == code), "UNKNOWN")
+    try:
+        return _with_status(name, text, status_pb2.Status.FromString(status))
+    except DecodeError:
+        return _with_status(name, text, status_pb2.Status())
+
+
+def _with_status(code: str, text: str, status: status_pb2.Status) -> ForesightError:
     info = error_details_pb2.ErrorInfo()
     violations: list[Violation] = []
     retry_after_s = None

@@ -69,7 +69,7 @@ class FakeForesight(grpc.GenericRpcHandler):
         self._processes[method] = answers
 
     def requests(self, method: str) -> list[Any]:
-        """What the method was asked; a list of messages per call for a client stream."""
+        """What the method was asked; a list of messages per call for a client stream, all messages for an exchange."""
         return self.asked.get(method, [])
 
     def service(self, handler_call_details: Any) -> grpc.RpcMethodHandler[Any, Any] | None:
@@ -85,6 +85,8 @@ class FakeForesight(grpc.GenericRpcHandler):
         }[method.client_streaming, method.server_streaming]
         make: Any = getattr(grpc, f"{name}_rpc_method_handler")
         handle = self._stream(method.name) if method.server_streaming else self._unary(method.name)
+        if name == "stream_stream":
+            handle = self._exchange(method.name)
         handler: grpc.RpcMethodHandler[Any, Any] = make(
             handle, GetMessageClass(method.input_type).FromString, GetMessageClass(method.output_type).SerializeToString
         )
@@ -108,6 +110,18 @@ class FakeForesight(grpc.GenericRpcHandler):
             try:
                 for answer in self._answer(name, request):
                     yield _raised(answer)
+            except Exception as error:  # noqa: BLE001 - as the services' boundary does
+                _abort(context, error)
+
+        return handle
+
+    def _exchange(self, name: str) -> Callable[[Any, grpc.ServicerContext], Iterator[Any]]:
+        """Answers message by message, as each comes; an error ends the call."""
+
+        def handle(requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
+            try:
+                for request in requests:
+                    yield _raised(self._answer(name, request))
             except Exception as error:  # noqa: BLE001 - as the services' boundary does
                 _abort(context, error)
 

@@ -312,6 +312,7 @@ def deployed(fake: FakeForesight) -> FakeForesight:
         )
 
     fake.on("Predict", answer)
+    fake.on("PredictStream", lambda m: prediction_pb2.PredictStreamResponse(response=answer(m.request)))
     return fake
 
 
@@ -335,7 +336,7 @@ def test_predict_asks_for_the_rows_of_a_file_in_parts(run: Run, deployed: FakeFo
         "event_time": "2013-03-01T12:00:00Z",
         "missing": {"wind": "future"},
     }
-    assert [len(decode_column(r.columns[0])) for r in deployed.requests("Predict")] == [1024, 476]
+    assert [len(decode_column(m.request.columns[0])) for m in deployed.requests("PredictStream")] == [1024, 476]
 
 
 def test_outcomes_are_read_from_a_file_by_id_or_by_key(run: Run, deployed: FakeForesight, file: Any) -> None:
