@@ -66,10 +66,13 @@ bench-predictor: setup ## Measure what a prediction costs against an empty call,
 bench-start: setup ## Measure how long the local stack takes to be ready
 	$(BIN)/python -m benchmarks.start
 
+bench-logger: setup ## Measure what storing a prediction costs the logger and PostgreSQL
+	$(BIN)/python -m benchmarks.logger
+
 bench-feature_store: setup ## Measure the feature store, beside Feast and beside its own limits (about half an hour)
 	$(BIN)/python -m benchmarks.feature_store
 
 clean: ## Remove what the targets made
 	rm -rf $(VENV) var .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
-.PHONY: help setup demo test chaos up down lint check proto lock bench-start bench-feature_store bench-predictor clean
+.PHONY: help setup demo test chaos up down lint check proto lock bench-start bench-feature_store bench-predictor bench-logger clean

@@ -1,0 +1,1 @@
+"""What appending predictions to the log costs."""
