@@ -28,17 +28,37 @@ WARM_UP_RUNS = 2
 # More at once would only compete for the same cores.
 LOADS_AT_ONCE = 2
 
+# How much a new measurement counts against those before.
+EXPLAIN_WEIGHT = 0.3
+
 ModelKey = tuple[object, ...]
 
 
 class LoadedModel:
-    """An ONNX model in memory; `score` may run in several threads. `example`: rows that it carries, if it does."""
+    """An ONNX model in memory; its methods may run in several threads.
 
-    def __init__(self, onnx: OnnxModel, example: Example | None = None) -> None:
-        self._onnx = onnx
+    `example`: rows that it carries, if it does; `background`: those of them that it has a finite score for.
+    """
+
+    def __init__(self, onnx: OnnxModel, sha256: str, example: Example | None = None) -> None:
+        self.onnx = onnx
+        self.sha256 = sha256
         self.example = example
+        self.background = None if example is None else _with_finite_scores(example)
         # Time of one row, measured when it is warmed up; 0 before.
         self.row_s = 0.0
+        # Time that explaining a row takes, as lately measured; 0 before the first.
+        self.explain_row_s = 0.0
+
+    @property
+    def seed(self) -> int:
+        """What is random about explanations of this model; the same wherever it is loaded."""
+        return int(self.sha256[:16], 16)
+
+    def explained_row_in(self, seconds: float) -> None:
+        """A row was explained in this time."""
+        known = self.explain_row_s or seconds
+        self.explain_row_s = known + EXPLAIN_WEIGHT * (seconds - known)
 
     def score(self, features: Mapping[str, Column]) -> tuple[Column, ...]:
         """The outputs for n rows.
@@ -49,7 +69,7 @@ class LoadedModel:
         try:
             # A double beyond the range of float32 becomes an infinity, which trees take well.
             with np.errstate(over="ignore"):
-                outputs = tuple(self._onnx.score(features))
+                outputs = tuple(self.onnx.score(features))
         except (InvalidValue, KeyError):
             raise
         except Exception as error:  # ONNX Runtime has no public base of its errors, and a pipeline may refuse any text.
@@ -112,12 +132,12 @@ def _load(artifact: bytes, version: ModelVersion, label: Field) -> LoadedModel:
         example = onnx.example()
     except InvalidValue as error:
         raise FailedPrecondition(f"the example in the artifact of {version.model} cannot be read: {error}") from error
-    model = LoadedModel(onnx, example)
+    model = LoadedModel(onnx, version.artifact_sha256, example)
     try:
         if example is None:
             _warm_up(model, version)
         else:
-            _check(model, onnx, example, version)
+            _check(model, example, version)
     except KeyError as error:
         raise FailedPrecondition(f"the artifact of {version.model} takes an input that its version lacks") from error
     return model
@@ -136,8 +156,9 @@ def _warm_up(model: LoadedModel, version: ModelVersion) -> None:
         model.row_s = (time.perf_counter() - started) / WARM_UP_ROWS
 
 
-def _check(model: LoadedModel, onnx: OnnxModel, example: Example, version: ModelVersion) -> None:
+def _check(model: LoadedModel, example: Example, version: ModelVersion) -> None:
     """Runs the model on its example, which warms it. Raises FailedPrecondition when the scores are others."""
+    onnx = model.onnx
     known = {field.name for field in version.inputs}
     if (unknown := next((name for name in onnx.names if name not in known), None)) is not None:
         raise KeyError(unknown)
@@ -155,3 +176,8 @@ def _check(model: LoadedModel, onnx: OnnxModel, example: Example, version: Model
             f"the artifact of {version.model} scores its example otherwise than when it was registered: another "
             "version of ONNX Runtime or another kind of processor may be why; train it again"
         )
+
+
+def _with_finite_scores(example: Example) -> Example | None:
+    finite = np.flatnonzero(np.isfinite(example.outputs).reshape(example.rows, -1).all(axis=1))
+    return example.take(finite) if len(finite) else None

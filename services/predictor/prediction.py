@@ -25,6 +25,7 @@ from foresight.values import Column
 from services.predictor.admission import Admission
 from services.predictor.batching import WINDOW_S, Batcher, Expired, Member
 from services.predictor.early import TOGETHER_S, EarlyAnswers
+from services.predictor.explaining import Explaining, Explanation, Explanations
 from services.predictor.lookup import Lookup, patience_s
 from services.predictor.policies import Missing, missing_of
 from services.predictor.questions import Question, check_given, check_question
@@ -55,7 +56,7 @@ class Request:
 
     `served`: the version that must answer, as the columns were read for it; None: whichever serves. `given`: the
     columns are the features that the model takes, see `check_given`. `client_request_id`: the caller's own name of the
-    request, '' without one.
+    request, '' without one. `explain`: the answer is to have an explanation.
     """
 
     deployment: str
@@ -67,11 +68,15 @@ class Request:
     served: Served | None = None
     given: bool = False
     client_request_id: str = ""
+    explain: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Answer:
-    """What the client gets; `repeated`: it was given before, to an earlier request of the same name."""
+    """What the client gets; `repeated`: it was given before, to an earlier request of the same name.
+
+    `explanation`: None when none was asked for, or the model has no score for a mix of a row and its example.
+    """
 
     prediction_ids: tuple[str, ...]
     outputs: tuple[Column, ...]
@@ -79,6 +84,7 @@ class Answer:
     event_time: datetime
     missing: list[Missing]
     repeated: bool = False
+    explanation: Explanation | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -89,6 +95,7 @@ class _Asked:
     served: Served
     question: Question
     started: float
+    explaining: Explaining | None = None
 
     @property
     def together(self) -> str:
@@ -133,6 +140,7 @@ class Predictor:
         fsync: bool = False,
         admission: Admission | None = None,
         window_s: float = WINDOW_S,
+        explanations: Explanations | None = None,
     ) -> None:
         self._table = table
         self._lookup = lookup
@@ -144,6 +152,7 @@ class Predictor:
         self._fsync = fsync
         self._admission = admission or Admission()
         self._window_s = window_s
+        self._explanations = explanations or Explanations()
         # By `_Asked.together`.
         self._batchers: dict[str, Batcher[_Asked, Answer]] = {}
         self._early: set[asyncio.Task[None]] = set()
@@ -169,7 +178,8 @@ class Predictor:
         name = served.deployment.name
         try:
             question = self._check(request, served)
-            answer = await self._answer(_Asked(request, served, question, started))
+            asked = _Asked(request, served, question, started)
+            answer = await (self._answer_explained(asked) if request.explain else self._answer(asked))
         except BaseException as error:
             self._telemetry.failed(name, error)
             served.tally.failed(time.perf_counter() - started)
@@ -185,6 +195,12 @@ class Predictor:
             version = served.deployment.version
             return check_given(served.plan, version, request.columns, request.event_time, self._clock())
         return check_question(served.plan, request.columns, request.event_time, self._clock())
+
+    async def _answer_explained(self, asked: _Asked) -> Answer:
+        """The answer as without an explanation, then the explanation. Raises what `Explanations.begin` raises, too."""
+        with self._explanations.begin(asked.served.model, asked.question.rows, asked.request.remaining_s) as explaining:
+            answer = await self._answer(replace(asked, explaining=explaining))
+            return replace(answer, explanation=await explaining.made())
 
     async def _answer(self, asked: _Asked) -> Answer:
         rows, remaining_s = asked.question.rows, asked.request.remaining_s
@@ -325,6 +341,8 @@ class Predictor:
             outputs = scored.outputs if whole else tuple(c.part(request.start, request.stop) for c in scored.outputs)
             its_missing = missing if whole or not missing else _missing_between(missing, request.start, request.stop)
             answer = Answer(request.prediction_ids, outputs, version.model, request.event_time, its_missing)
+            if member.work.explaining is not None:
+                member.work.explaining.take(scored.columns, range(request.start, request.stop), outputs)
             yield _Recorded(member, answer, payload)
 
     def _append(self, records: list[_Recorded]) -> list[_Recorded]:

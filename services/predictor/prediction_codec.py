@@ -9,6 +9,7 @@ from foresight.predictor.v1 import prediction_pb2
 from foresight.types.v1 import types_pb2
 from foresight.values import InvalidValue
 from foresight.wire import decode_columns, decode_optional_instant, encode_column, encode_instant
+from services.predictor.explaining import Explanation
 from services.predictor.plans import ViewPlan
 from services.predictor.policies import Missing
 from services.predictor.prediction import Answer, Request
@@ -36,6 +37,7 @@ def decode_request(request: prediction_pb2.PredictRequest, asker: Asker, remaini
         request_id=asker.request_id,
         remaining_s=remaining_s,
         client_request_id=request.request_id,
+        explain=request.explain,
     )
 
 
@@ -51,6 +53,7 @@ def decode_rows_request(
         request_id=asker.request_id,
         remaining_s=remaining_s,
         client_request_id=request.request_id,
+        explain=request.explain,
     )
 
 
@@ -63,6 +66,7 @@ def encode_answer(answer: Answer) -> prediction_pb2.PredictResponse:
         event_time=encode_instant(answer.event_time),
         missing=[_encode_missing(m) for m in answer.missing],
         repeated_answer=answer.repeated,
+        explanation=_encode_explanation(answer.explanation),
     )
 
 
@@ -78,12 +82,24 @@ def encode_rows_answer(answer: Answer) -> prediction_pb2.PredictRowsResponse:
         event_time=encode_instant(answer.event_time),
         missing=[_encode_missing(m) for m in answer.missing],
         repeated_answer=answer.repeated,
+        explanation=_encode_explanation(answer.explanation),
     )
 
 
 def encode_ref(ref: VersionRef) -> types_pb2.VersionRef:
     """The message of a version."""
     return types_pb2.VersionRef(name=ref.name, version=ref.version)
+
+
+def _encode_explanation(explanation: Explanation | None) -> prediction_pb2.Explanation | None:
+    if explanation is None:
+        return None
+    return prediction_pb2.Explanation(
+        output=explanation.output,
+        base=encode_column(explanation.base),
+        score=encode_column(explanation.score),
+        contributions=[encode_column(c) for c in explanation.contributions],
+    )
 
 
 def _encode_missing(missing: Missing) -> prediction_pb2.MissingFeature:

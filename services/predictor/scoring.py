@@ -82,6 +82,12 @@ class Scored:
     outputs: tuple[Column, ...]
 
     @property
+    def columns(self) -> dict[str, Column]:
+        """Everything that a model may take, by name."""
+        given = (*self.questions.keys, *self.questions.request_features)
+        return {c.name: c for c in (*given, *(f.column for f in self.features), *self.made)}
+
+    @property
     def recorded_features(self) -> tuple[ResolvedFeature, ...]:
         """Features after policies, then what transforms made."""
         return (*self.features, *(ResolvedFeature(column) for column in self.made))
