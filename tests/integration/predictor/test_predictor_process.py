@@ -21,6 +21,8 @@ from inference import grpc_service_pb2, grpc_service_pb2_grpc
 from services.runtime.channel import open_channel
 from tests.wire.predictor.inference_requests import infer, keys_of
 from tests.wire.predictor.rig import TRANSFORMS, Rig, ask, running_rig, until
+from tests.wire.predictor.test_predict_stream import answers_of
+from tests.wire.predictor.test_predictor_refusals import details
 
 SERVICE = "foresight.predictor.v1.PredictionService"
 ROOT = Path(__file__).resolve().parents[3]
@@ -157,6 +159,27 @@ async def test_what_the_logger_could_not_take_is_shipped_by_the_next_life() -> N
             assert [i.pending for i in spool.incarnations] == [0]
             assert await process.end(signal.SIGTERM) == 0
         assert rig.logger.duplicates == 0
+
+
+async def test_a_stream_is_answered_what_was_read_of_it_before_the_process_ends() -> None:
+    """Then it ends with UNAVAILABLE, and what was predicted is what was answered."""
+    async with loaded_rig() as rig, open_channel(rig.address("predictor")) as channel:
+        async with predictor(rig, DRAIN_PAUSE_S="0") as process:
+            await serving(channel)
+            rig.features.hold = asyncio.Event()
+            stream = prediction_pb2_grpc.PredictionServiceStub(channel).PredictStream()
+            for _ in range(5):
+                await stream.write(prediction_pb2.PredictStreamRequest(request=ask()))
+            await until(lambda: rig.features.waiting == 1)
+            process.process.send_signal(signal.SIGTERM)
+            await until(lambda: "server_stopping" in process.log.read_text())
+            rig.features.hold.set()
+            answers, error = await answers_of(stream)
+            assert error is not None
+            assert (error.code(), details(error)[0]) == (grpc.StatusCode.UNAVAILABLE, "UNAVAILABLE")
+            assert await asyncio.wait_for(process.process.wait(), 20) == 0
+        assert 1 <= len(answers) <= 5
+        assert {id for answer in answers for id in answer.response.prediction_ids} == rig.logger.records.keys()
 
 
 async def test_a_second_process_of_the_replica_is_refused_clearly() -> None:
