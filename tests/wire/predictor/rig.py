@@ -24,6 +24,7 @@ from inference import grpc_service_pb2_grpc
 from services.predictor.admission import QUEUE_ROWS_MAX, Admission
 from services.predictor.artifacts import ArtifactCache
 from services.predictor.deployments import Deployments
+from services.predictor.explaining import Explanations
 from services.predictor.feature_store_client import FeatureStoreClient
 from services.predictor.inference_servicer import InferenceServicer
 from services.predictor.logger_client import LoggerClient
@@ -196,6 +197,7 @@ class Rig:
         queue_rows_max: int = QUEUE_ROWS_MAX,
         fsync: bool = False,
         lookup: Callable[[FeatureStoreClient], Lookup] = Lookup,
+        explanations: Explanations | None = None,
         **spool_options: Any,
     ) -> AsyncIterator[Replica]:
         """A predictor on the rig's folders; one at a time."""
@@ -224,6 +226,7 @@ class Rig:
                 *(deployments, lookup(features), functions, spool, encode_records, telemetry, lambda: self.now),
                 admission=admission,
                 fsync=fsync,
+                explanations=explanations,
             )
             verifier = Verifier(logger, spool, decode_record, views, features, functions, trainer, models)
             shipper = Shipper(spool, logger, gather_s=0.001)
