@@ -12,7 +12,7 @@ import typer
 
 from foresight.cli.arguments import Json, State, open_client, parse_instant, parse_setting, parse_settings
 from foresight.cli.files import check_columns, read_file
-from foresight.cli.terminal import plain, show, table, working
+from foresight.cli.terminal import instant, plain, show, table, working
 from foresight.client import Client, DataType, FeatureView, Field, Predictions
 from foresight.client.frames import EVENT_TIME
 
@@ -63,7 +63,7 @@ def predict(
         for answer in answers:
             records += _records(answer)
             progress("predicting", len(records))
-    drawn = [{**r, "missing": [f"{name} ({why})" for name, why in r["missing"].items()]} for r in records]
+    drawn = [{**r, "missing": [_in_words(*m) for m in r["missing"].items()]} for r in records]
     show(as_json, records, table(drawn, "no rows"))
 
 
@@ -146,9 +146,13 @@ def _slices(questions: pa.Table) -> Iterator[pa.Table]:
 
 def _records(answer: Predictions) -> Iterator[dict[str, Any]]:
     """One record per prediction of an answer."""
-    missing: dict[int, dict[str, str]] = {}
+    missing: dict[int, dict[str, Any]] = {}
     for feature in answer.missing:
-        missing.setdefault(feature.row, {})[feature.feature] = feature.status.name.lower()
+        missing.setdefault(feature.row, {})[feature.feature] = {
+            "status": feature.status.name.lower(),
+            "policy": feature.policy,
+            "last_known_at": feature.last_known_at,
+        }
     for row, id in enumerate(answer.ids):
         outputs = {name: values[row] for name, values in answer.outputs.items()}
         yield {
@@ -158,6 +162,14 @@ def _records(answer: Predictions) -> Iterator[dict[str, Any]]:
             "event_time": answer.event_time,
             "missing": missing.get(row, {}),
         }
+
+
+def _in_words(feature: str, missing: dict[str, Any]) -> str:
+    """A missing feature with why and what was done about it."""
+    at = missing["last_known_at"]
+    known = f" of {instant(at)}" if at is not None else ""
+    done = f", {missing['policy'].replace('_', ' ')}{known}" if missing["policy"] else ""
+    return f"{feature} ({missing['status'].replace('_', ' ')}{done})"
 
 
 def _outcome_fields(view: FeatureView | None) -> tuple[Field, ...]:

@@ -21,23 +21,30 @@ from foresight.logger.v1 import prediction_log_pb2, prediction_log_pb2_grpc
 from foresight.predictor.v1 import prediction_pb2, prediction_pb2_grpc
 from foresight.tables import arrow_type
 from foresight.types.v1 import types_pb2
-from foresight.values import FeatureStatus
+from foresight.values import FeatureStatus, MissingPolicy, instant_from_micros
 from foresight.wire import decode_column, decode_instant
 
 _CAUSES = {1: "data", 2: "expiry", 3: "transform", 4: "model", 5: "type", 6: "forgotten"}
 # The gateway sends calls with the same value to the same replica, as long as that is there.
 REQUEST_ID_HEADER = "x-foresight-request-id"
+_POLICIES = {int(policy): policy.name.lower() for policy in MissingPolicy}
 # Columns of every group that say nothing about a prediction.
 _BOOKKEEPING = ("known_at", "commit", "deleted")
 
 
 @dataclass(frozen=True, slots=True)
 class MissingFeature:
-    """A feature without a value, of one row of a request, and why."""
+    """A feature without a value, of one row of a request, and why.
+
+    `policy` is what was done about it: null, default or last_known; then `last_known_at` is the event time of the row
+    whose value was used.
+    """
 
     row: int
     feature: str
     status: FeatureStatus
+    policy: str = ""
+    last_known_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +67,16 @@ class Predictions:
 
 @dataclass(frozen=True, slots=True)
 class FeatureUse:
-    """What the model got for one feature; `policy` is what was done about a missing value ('' when none was)."""
+    """What the model got for one feature; `policy` is what was done about a missing value ('' when none was).
+
+    Under last_known the value is that of the row with the event time `last_known_at` in the commit `last_known_commit`.
+    """
 
     value: Any
     status: FeatureStatus
     policy: str
+    last_known_at: datetime | None = None
+    last_known_commit: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,7 +250,7 @@ def decode_predictions(answer: prediction_pb2.PredictResponse) -> Predictions:
         outputs={column.name: _values_of(column) for column in answer.outputs},
         model=decode_ref(answer.model),
         event_time=decode_instant(answer.event_time),
-        missing=[MissingFeature(m.row, m.feature, FeatureStatus(m.status)) for m in answer.missing],
+        missing=[_decode_missing(m) for m in answer.missing],
         repeated=answer.repeated_answer,
     )
 
@@ -292,11 +304,22 @@ def _decode_logged(response: prediction_log_pb2.GetPredictionResponse) -> Logged
     )
 
 
+def _decode_missing(message: prediction_pb2.MissingFeature) -> MissingFeature:
+    at = decode_instant(message.last_known_at, "last_known_at") if message.HasField("last_known_at") else None
+    status, policy = FeatureStatus(message.status), _POLICIES.get(message.policy, "")
+    return MissingFeature(message.row, message.feature, status, policy, at)
+
+
 def _decode_use(feature: prediction_log_pb2.LoggedFeature, row: int) -> FeatureUse:
     status = FeatureStatus(feature.statuses[row]) if feature.statuses else FeatureStatus.PRESENT
     policy = feature.policies[row] if feature.policies else 0
+    commit = feature.last_known_commits[row] if feature.last_known_commits else 0
     return FeatureUse(
-        decode_column(feature.column).python(row), status, {1: "null", 2: "default", 3: "fail"}.get(policy, "")
+        decode_column(feature.column).python(row),
+        status,
+        _POLICIES.get(policy, ""),
+        instant_from_micros(feature.last_known_event_time_micros[row]) if commit else None,
+        commit,
     )
 
 

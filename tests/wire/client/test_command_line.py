@@ -302,7 +302,13 @@ def deployed(fake: FakeForesight) -> FakeForesight:
 
     def answer(request: Any) -> prediction_pb2.PredictResponse:
         n = len(decode_column(request.columns[0]))
-        missing = prediction_pb2.MissingFeature(row=0, feature="wind", status=online_pb2.FEATURE_STATUS_FUTURE)
+        missing = prediction_pb2.MissingFeature(
+            row=0,
+            feature="wind",
+            status=online_pb2.FEATURE_STATUS_FUTURE,
+            policy=registry_pb2.MISSING_POLICY_LAST_KNOWN,
+            last_known_at=encode_instant(NOON - HOUR),
+        )
         return prediction_pb2.PredictResponse(
             prediction_ids=[f"id-{row}" for row in range(n)],
             outputs=[encode_column(Column.build("probability", DataType.FLOAT64, [0.25] * n))],
@@ -319,7 +325,7 @@ def deployed(fake: FakeForesight) -> FakeForesight:
 def test_predict_asks_with_the_types_of_the_view(run: Run, deployed: FakeForesight) -> None:
     result = run("predict", "live", "--set", "origin=123", "--set", "hour=17", "--event-time", "2013-03-01T12:00:00Z")
     assert "id-0" in result.stdout
-    assert "wind (future)" in result.stdout
+    assert "wind (future, last known of 2013-03-01T11:00:00Z)" in result.stdout
     [request] = deployed.requests("Predict")
     assert {c.name: decode_column(c).to_list() for c in request.columns} == {"origin": ["123"], "hour": [17]}
     assert request.event_time == encode_instant(NOON)
@@ -334,7 +340,7 @@ def test_predict_asks_for_the_rows_of_a_file_in_parts(run: Run, deployed: FakeFo
         "probability": 0.25,
         "model": {"name": "delays", "version": 2},
         "event_time": "2013-03-01T12:00:00Z",
-        "missing": {"wind": "future"},
+        "missing": {"wind": {"status": "future", "policy": "last_known", "last_known_at": "2013-03-01T11:00:00Z"}},
     }
     assert [len(decode_column(m.request.columns[0])) for m in deployed.requests("PredictStream")] == [1024, 476]
 

@@ -15,11 +15,11 @@ from foresight.client import (
     MissingFeature,
     NotFound,
 )
-from foresight.feature_store.v1 import offline_pb2, online_pb2
+from foresight.feature_store.v1 import offline_pb2, online_pb2, registry_pb2
 from foresight.logger.v1 import outcome_pb2, prediction_log_pb2
 from foresight.predictor.v1 import prediction_pb2
 from foresight.tables import encode_table
-from foresight.values import Column
+from foresight.values import Column, micros_from_instant
 from foresight.wire import decode_column, encode_column, encode_instant
 from services.runtime import errors
 from tests.wire.client.delays import HOUR, NOON, described_view, ref
@@ -39,6 +39,13 @@ def test_a_prediction_is_asked_with_typed_columns_and_answered_with_plain_values
         event_time=encode_instant(NOON),
         missing=[
             prediction_pb2.MissingFeature(row=1, feature="wind", status=online_pb2.FEATURE_STATUS_EXPIRED),
+            prediction_pb2.MissingFeature(
+                row=1,
+                feature="gust",
+                status=online_pb2.FEATURE_STATUS_UNAVAILABLE,
+                policy=registry_pb2.MISSING_POLICY_LAST_KNOWN,
+                last_known_at=encode_instant(NOON - HOUR),
+            ),
         ],
     )
     fake.on("Predict", answer)
@@ -46,7 +53,10 @@ def test_a_prediction_is_asked_with_typed_columns_and_answered_with_plain_values
     assert found.ids == ["a", "b"]
     assert found.outputs == {"probability": [0.25, 0.5], "label": [False, True]}
     assert (found.model, found.event_time, len(found)) == (("delays", 2), NOON, 2)
-    assert found.missing == [MissingFeature(1, "wind", FeatureStatus.EXPIRED)]
+    assert found.missing == [
+        MissingFeature(1, "wind", FeatureStatus.EXPIRED),
+        MissingFeature(1, "gust", FeatureStatus.UNAVAILABLE, "last_known", NOON - HOUR),
+    ]
     [request] = fake.requests("Predict")
     assert (request.deployment, request.event_time) == ("delays", encode_instant(NOON))
     assert [decode_column(column).to_list() for column in request.columns] == [["JFK", None], [17, 18]]
@@ -154,6 +164,13 @@ def test_one_prediction_is_told_with_everything_behind_it(client: Client, fake: 
         features=[
             prediction_log_pb2.LoggedFeature(column=encode_column(wind), statuses=b"\1\4", policies=b"\0\1"),
             prediction_log_pb2.LoggedFeature(column=encode_column(wind.renamed("gust"))),
+            prediction_log_pb2.LoggedFeature(
+                column=encode_column(wind.renamed("calm")),
+                statuses=b"\1\6",
+                policies=b"\0\4",
+                last_known_event_time_micros=[0, micros_from_instant(NOON - HOUR)],
+                last_known_commits=[0, 7],
+            ),
         ],
         outputs=[encode_column(Column.build("probability", DataType.FLOAT64, [0.25, 0.5]))],
     )
@@ -166,6 +183,9 @@ def test_one_prediction_is_told_with_everything_behind_it(client: Client, fake: 
     wind_use, gust_use = found.features["wind"], found.features["gust"]
     assert (wind_use.value, wind_use.status, wind_use.policy) == (None, FeatureStatus.EXPIRED, "null")
     assert (gust_use.status, gust_use.policy) == (FeatureStatus.PRESENT, "")
+    calm_use = found.features["calm"]
+    assert (calm_use.status, calm_use.policy) == (FeatureStatus.UNAVAILABLE, "last_known")
+    assert (calm_use.last_known_at, calm_use.last_known_commit) == (NOON - HOUR, 7)
     assert found.outputs == {"probability": 0.5}
     assert found.outcome is not None
     assert (found.outcome.value, found.outcome.revision) == (True, 1)
