@@ -18,6 +18,8 @@ from foresight.predictor.v1 import prediction_pb2_grpc
 from foresight.transforms import TransformSet
 from inference import grpc_service_pb2_grpc
 from services.predictor.admission import Admission
+from services.predictor.answer_codec import AnswerCodec
+from services.predictor.answer_journal import AnswerJournal
 from services.predictor.artifacts import ArtifactCache
 from services.predictor.config import PredictorSettings
 from services.predictor.deployments import Deployments
@@ -29,6 +31,7 @@ from services.predictor.lookup import Lookup
 from services.predictor.models import ModelCache
 from services.predictor.prediction import Predictor
 from services.predictor.record_codec import decode_record, encode_records
+from services.predictor.repeats import Repeats
 from services.predictor.servicer import SERVICE, PredictionServicer
 from services.predictor.serving_file import ServingFile
 from services.predictor.shipping import Shipper
@@ -98,6 +101,14 @@ async def serve(settings: PredictorSettings) -> None:
             admission=Admission(settings.queue_rows_max),
             window_s=settings.gather_ms / 1_000,
         )
+        journal = AnswerJournal(settings.cache_folder / "answers" / settings.replica, settings.repeats_bytes_max)
+        repeats = Repeats(
+            *(predictor, AnswerCodec(), journal, clock),
+            bytes_max=settings.repeats_bytes_max,
+            on_repeat=telemetry.repeated,
+        )
+        await asyncio.to_thread(repeats.restore)
+        stack.push_async_callback(repeats.close)
         verifier = Verifier(logger, spool, decode_record, views, features, transforms, trainer, models)
         shipper = Shipper(spool, logger)
         telemetry.watch("spool_pending", "Predictions that the logger has not acknowledged", lambda: spool.pending)
@@ -106,6 +117,7 @@ async def serve(settings: PredictorSettings) -> None:
         telemetry.watch("last_known_rows", "Entities with last known values", lambda: len(last_known))
         telemetry.watch("last_known_bytes", "About how many bytes last known values take", lambda: last_known.bytes)
         telemetry.watch("feature_store_away", "1 while the feature store does not answer", lambda: lookup.away)
+        telemetry.watch("answers_remembered", "Answers that a repeated request gets again", lambda: repeats.remembered)
         telemetry.watch("models_loaded", "Models in memory", lambda: models.loaded)
 
         await stack.enter_async_context(_running(deployments.run()))
@@ -120,7 +132,7 @@ async def serve(settings: PredictorSettings) -> None:
         streams = Streams(streams_max=settings.streams_max)
         await stack.enter_async_context(_running(streams.end_after(server.closing)))
         telemetry.watch("streams_open", "Streams of requests under way", lambda: streams.open)
-        servicer = PredictionServicer(predictor, verifier, deployments, spool, streams)
+        servicer = PredictionServicer(repeats, verifier, deployments, spool, streams)
         prediction_pb2_grpc.add_PredictionServiceServicer_to_server(servicer, server.grpc)
         inference = InferenceServicer(predictor, deployments, streams, ready, importlib.metadata.version("foresight"))
         grpc_service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(inference, server.grpc)

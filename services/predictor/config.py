@@ -14,6 +14,7 @@ from services.predictor.streams import STREAMS_MAX
 from services.runtime.settings import ServiceSettings, SocketAddress, SocketAddresses
 
 SPOOL_BYTES_MAX = 1 << 30
+REPEATS_BYTES_MAX = 64 << 20
 # At a thousand and more a second these wait for a tenth of a second.
 PENDING_CALLS_MAX = 128
 
@@ -69,6 +70,11 @@ class PredictorSettings(ServiceSettings):
         gt=0,
         le=86_400,
         description="last served values are used so long after the feature store last showed that they are there",
+    )
+    repeats_bytes_max: int = Field(
+        default=REPEATS_BYTES_MAX,
+        ge=1 << 16,
+        description="memory for answers to named requests, and as much disk; beyond it the oldest are forgotten early",
     )
     transform_modules: tuple[str, ...] = Field(
         default=(), description="JSON list of the Python modules whose functions views may use as transforms"

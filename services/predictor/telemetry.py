@@ -57,6 +57,11 @@ class Telemetry:
             "Entities whose last known values had to make room for others",
             registry=registry,
         )
+        self._repeated = Counter(
+            "foresight_predictor_repeated_requests",
+            "Named requests that got the answer to an earlier call again",
+            registry=registry,
+        )
         stages = Histogram(
             "foresight_predictor_stage_duration_seconds",
             "Time of each stage of a prediction request",
@@ -111,6 +116,10 @@ class Telemetry:
     def last_known_evicted(self, rows: int) -> None:
         """Counts last known values that had to make room."""
         self._last_known_evicted.inc(rows)
+
+    def repeated(self) -> None:
+        """Counts a request that was answered before."""
+        self._repeated.inc()
 
     def failed(self, deployment: str, error: BaseException) -> None:
         """Counts a request that got no answer."""

@@ -22,7 +22,10 @@ from foresight.values import Column, DataType, FeatureView, Field, MissingPolicy
 from foresight.wire import encode_column, encode_field, encode_instant
 from inference import grpc_service_pb2_grpc
 from services.predictor.admission import QUEUE_ROWS_MAX, Admission
+from services.predictor.answer_codec import AnswerCodec
+from services.predictor.answer_journal import AnswerJournal
 from services.predictor.artifacts import ArtifactCache
+from services.predictor.config import REPEATS_BYTES_MAX
 from services.predictor.deployments import Deployments
 from services.predictor.explaining import Explanations
 from services.predictor.feature_store_client import FeatureStoreClient
@@ -32,6 +35,7 @@ from services.predictor.lookup import Lookup
 from services.predictor.models import ModelCache
 from services.predictor.prediction import Predictor
 from services.predictor.record_codec import decode_record, encode_records
+from services.predictor.repeats import Repeats
 from services.predictor.servicer import PredictionServicer
 from services.predictor.serving_file import ServingFile
 from services.predictor.shipping import Shipper
@@ -228,13 +232,17 @@ class Rig:
                 fsync=fsync,
                 explanations=explanations,
             )
+            journal = AnswerJournal(self.folder / "cache/answers", REPEATS_BYTES_MAX)
+            repeats = Repeats(predictor, AnswerCodec(), journal, lambda: self.now, bytes_max=REPEATS_BYTES_MAX)
+            repeats.restore()
+            stack.push_async_callback(repeats.close)
             verifier = Verifier(logger, spool, decode_record, views, features, functions, trainer, models)
             shipper = Shipper(spool, logger, gather_s=0.001)
             for loop in (deployments.run(), shipper.run()):
                 stack.push_async_callback(_cancel, asyncio.create_task(loop))
             server = grpc.aio.server(interceptors=[Boundary(metrics)])
             streams = Streams()
-            servicer = PredictionServicer(predictor, verifier, deployments, spool, streams)
+            servicer = PredictionServicer(repeats, verifier, deployments, spool, streams)
             prediction_pb2_grpc.add_PredictionServiceServicer_to_server(servicer, server)
 
             async def ready() -> bool:
