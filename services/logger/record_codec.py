@@ -79,12 +79,14 @@ class ArrivingRecords:
             raise LimitExceeded(f"more than {RANGES_MAX:,} ranges; send fewer at once", limit="quarantined")
         records = []
         size = 0
-        for i, message in enumerate(request.records):
+        # Written as a whole, which takes half the time of writing each.
+        payloads = outline_pb2.AppendRecordsOutline.FromString(request.SerializeToString()).records
+        for i, (message, payload) in enumerate(zip(request.records, payloads, strict=True)):
             try:
-                records.append(self._decode_record(message))
+                records.append(self._decode_record(message, payload))
             except InvalidValue as error:
                 raise error.within(f"records[{i}]") from None
-            size += len(records[-1].payload)
+            size += len(payload)
         if size > APPEND_BYTES_MAX:
             raise LimitExceeded("the records are larger than 4 MiB together; send fewer at once", limit="append_bytes")
         ranges = []
@@ -96,8 +98,7 @@ class ArrivingRecords:
                 raise error.within(f"quarantined[{i}]") from None
         return records, ranges
 
-    def _decode_record(self, message: prediction_log_pb2.PredictionRecord) -> LogRecord:
-        payload = message.SerializeToString()
+    def _decode_record(self, message: prediction_log_pb2.PredictionRecord, payload: bytes) -> LogRecord:
         if len(payload) > RECORD_BYTES_MAX:
             raise InvalidValue("", f"is larger than {RECORD_BYTES_MAX:,} bytes; cut it by rows")
         found = self.recognise(message, payload) if len(message.prediction_ids) == 1 else None

@@ -104,6 +104,11 @@ def with_unknown_fields(message: Record) -> None:
         part.MergeFromString(UNKNOWN)
 
 
+def with_a_last_known_value_past_the_year_9999(message: Record) -> None:
+    message.features[0].last_known_commits.append(1)
+    message.features[0].last_known_event_time_micros.append(2**62)
+
+
 def in_columns(change: Callable[[types_pb2.Column], object]) -> list[Callable[[Record], object]]:
     """The change in the first column of each kind."""
     return [
@@ -148,10 +153,7 @@ FAULTS: list[Callable[[Record], object]] = [
     *(in_feature("policies", number) for number in (b"\5", b"\0\0")),
     lambda m: m.features[0].last_known_commits.append(1),
     lambda m: m.features[0].last_known_event_time_micros.append(1),
-    lambda m: (
-        m.features[0].last_known_commits.append(1),
-        m.features[0].last_known_event_time_micros.append(2**62),
-    ),
+    with_a_last_known_value_past_the_year_9999,
     lambda m: m.sources.add(),
     lambda m: m.sources[0].commits.append(1),
     lambda m: m.sources[0].commits.pop(),

@@ -24,13 +24,15 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!foresight/logger/v1/outline.proto\x12\x13\x66oresight.logger.v1\"\x99\x01\n\x17PredictionRecordOutline\x12\r\n\x05model\x18\x08 \x01(\x0c\x12\x0c\n\x04view\x18\n \x01(\x0c\x12\x13\n\x0b\x65ntity_keys\x18\x10 \x03(\x0c\x12\x18\n\x10request_features\x18\x11 \x03(\x0c\x12\x10\n\x08\x66\x65\x61tures\x18\x12 \x03(\x0c\x12\x0f\n\x07sources\x18\x13 \x03(\x0c\x12\x0f\n\x07outputs\x18\x14 \x03(\x0c\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!foresight/logger/v1/outline.proto\x12\x13\x66oresight.logger.v1\"\'\n\x14\x41ppendRecordsOutline\x12\x0f\n\x07records\x18\x01 \x03(\x0c\"\x99\x01\n\x17PredictionRecordOutline\x12\r\n\x05model\x18\x08 \x01(\x0c\x12\x0c\n\x04view\x18\n \x01(\x0c\x12\x13\n\x0b\x65ntity_keys\x18\x10 \x03(\x0c\x12\x18\n\x10request_features\x18\x11 \x03(\x0c\x12\x10\n\x08\x66\x65\x61tures\x18\x12 \x03(\x0c\x12\x0f\n\x07sources\x18\x13 \x03(\x0c\x12\x0f\n\x07outputs\x18\x14 \x03(\x0c\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'foresight.logger.v1.outline_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PREDICTIONRECORDOUTLINE']._serialized_start=59
-  _globals['_PREDICTIONRECORDOUTLINE']._serialized_end=212
+  _globals['_APPENDRECORDSOUTLINE']._serialized_start=58
+  _globals['_APPENDRECORDSOUTLINE']._serialized_end=97
+  _globals['_PREDICTIONRECORDOUTLINE']._serialized_start=100
+  _globals['_PREDICTIONRECORDOUTLINE']._serialized_end=253
 # @@protoc_insertion_point(module_scope)
