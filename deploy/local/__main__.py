@@ -24,6 +24,8 @@ def main() -> int:
     parser.add_argument("--metrics-port", type=int, required=True)
     parser.add_argument("--transform-module", action="append", default=[])
     parser.add_argument("--pipeline-module", action="append", default=[])
+    parser.add_argument("--predictors", type=int, default=1)
+    parser.add_argument("--feature-stores", type=int, default=1)
     parser.add_argument("--ready-fd", type=int, required=True)
     parser.add_argument("--lifeline-fd", type=int)
     arguments = parser.parse_args()
@@ -33,6 +35,8 @@ def main() -> int:
         metrics_port=arguments.metrics_port,
         transform_modules=tuple(arguments.transform_module),
         pipeline_modules=tuple(arguments.pipeline_module),
+        predictors=arguments.predictors,
+        feature_stores=arguments.feature_stores,
     )
 
     def tell(text: str) -> None:

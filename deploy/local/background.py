@@ -18,6 +18,7 @@ import psutil
 from deploy.local.leftovers import Birth, end_leftovers
 from deploy.local.log_files import open_log, tail
 from deploy.local.ports import DEFAULT_GATEWAY_PORT, DEFAULT_METRICS_PORT
+from deploy.local.restarts import TIMEOUT_S, program_pid, restart, wait_restarted
 from deploy.local.state import Json, StackError, StateFolder, read_json
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ class LocalStack:
         metrics_port: int = DEFAULT_METRICS_PORT,
         transform_modules: Sequence[str] = (),
         pipeline_modules: Sequence[str] = (),
+        predictors: int = 1,
+        feature_stores: int = 1,
     ) -> None:
         self.state = state.absolute()
         self._folder = StateFolder(self.state)
@@ -51,7 +54,11 @@ class LocalStack:
         from deploy.local.stack import StackOptions
 
         self._arguments = _arguments(
-            StackOptions(self._folder, gateway_port, metrics_port, transform_modules, pipeline_modules)
+            StackOptions(
+                *(self._folder, gateway_port, metrics_port, transform_modules, pipeline_modules),
+                predictors=predictors,
+                feature_stores=feature_stores,
+            )
         )
         self._process: subprocess.Popen[bytes] | None = None
         self._lifeline: int | None = None
@@ -114,20 +121,15 @@ class LocalStack:
 
     def pid(self, name: str) -> int:
         """The process id of a program. Raises StackError while it has none."""
-        pid = self.program(name)["pid"]
-        if pid is None:
-            raise StackError(f"{name} is not running at the moment")
-        return int(pid)
+        return program_pid(self._folder, name)
 
-    def wait_restarted(self, name: str, pid: int, timeout_s: float = 30) -> int:
+    def wait_restarted(self, name: str, pid: int, timeout_s: float = TIMEOUT_S) -> int:
         """Waits until a program is ready in another process than `pid`, and answers that one's id."""
-        deadline = time.monotonic() + timeout_s
-        while time.monotonic() < deadline:
-            program = self.program(name)
-            if program["state"] == READY and program["pid"] != pid:
-                return int(program["pid"])
-            time.sleep(_POLL_S)
-        raise StackError(f"{name} was not ready again within {timeout_s:g} s")
+        return wait_restarted(self._folder, name, pid, timeout_s)
+
+    def restart(self, *names: str) -> None:
+        """Restarts programs one after the other, without a gap where there are several; see `restarts.restart`."""
+        restart(self._folder, names)
 
 
 def start_detached(options: StackOptions) -> int:
@@ -169,7 +171,8 @@ def _arguments(options: StackOptions) -> list[str]:
     transforms = [part for module in options.transform_modules for part in ("--transform-module", module)]
     pipelines = [part for module in options.pipeline_modules for part in ("--pipeline-module", module)]
     ports = ["--gateway-port", str(options.gateway_port), "--metrics-port", str(options.metrics_port)]
-    return ["--state", str(options.state.path), *ports, *transforms, *pipelines]
+    processes = ["--predictors", str(options.predictors), "--feature-stores", str(options.feature_stores)]
+    return ["--state", str(options.state.path), *ports, *processes, *transforms, *pipelines]
 
 
 def _start(state: StateFolder, arguments: Sequence[str], lifeline: int | None) -> subprocess.Popen[bytes]:

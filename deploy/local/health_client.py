@@ -1,10 +1,12 @@
-"""Whether a program answers: gRPC health over a service's Unix socket, Envoy's readiness over its own."""
+"""Whether a program answers: gRPC health over a service's Unix socket, Envoy's administration over its own."""
 
 from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -27,15 +29,47 @@ async def service_is_serving(socket: Path) -> bool:
     return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
 
-async def envoy_is_ready(admin_socket: Path) -> bool:
-    """Whether Envoy has started to listen, which it does once it has asked each service for its health."""
-    try:
+class EnvoyAdmin:
+    """Envoy's administration, behind a Unix socket. Raises OSError and TimeoutError when it does not answer."""
+
+    def __init__(self, socket: Path) -> None:
+        self._socket = socket
+
+    async def is_ready(self) -> bool:
+        """Whether Envoy has started to listen."""
+        try:
+            return (await self._asked("GET", "/ready"))[0]
+        except (OSError, TimeoutError):
+            return False
+
+    async def post(self, path: str) -> None:
+        """Does something."""
+        await self._asked("POST", path)
+
+    async def gauges(self, pattern: str) -> dict[str, int]:
+        """The measures whose names match."""
+        _, page = await self._asked("GET", f"/stats?filter={quote(pattern)}")
+        return {name: int(value) for name, _, value in (line.partition(": ") for line in page.splitlines()) if value}
+
+    async def _asked(self, method: str, path: str) -> tuple[bool, str]:
+        """Whether the answer is 200, and its body."""
         async with asyncio.timeout(CHECK_TIMEOUT_S):
-            reader, writer = await asyncio.open_unix_connection(admin_socket)
+            reader, writer = await asyncio.open_unix_connection(self._socket)
             try:
-                writer.write(b"GET /ready HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
-                return b" 200 " in await reader.readline()
+                headers = "host: localhost\r\nconnection: close\r\ncontent-length: 0"
+                writer.write(f"{method} {path} HTTP/1.1\r\n{headers}\r\n\r\n".encode())
+                head, _, body = (await reader.read()).partition(b"\r\n\r\n")
             finally:
                 writer.close()
-    except (OSError, TimeoutError):
-        return False
+        if b"transfer-encoding: chunked" in head.lower():
+            body = b"".join(_chunks(body))
+        return b" 200 " in head.partition(b"\r\n")[0], body.decode()
+
+
+def _chunks(body: bytes) -> Iterator[bytes]:
+    """The parts of a body in HTTP's chunked form."""
+    while body:
+        size, _, rest = body.partition(b"\r\n")
+        length = int(size or b"0", 16)
+        yield rest[:length]
+        body = rest[length + 2 :] if length else b""

@@ -7,6 +7,7 @@ import contextlib
 import signal
 from collections.abc import Callable
 
+from deploy.local.processes import GATEWAY
 from deploy.local.stack import Report, StackOptions, running_stack
 
 
@@ -15,15 +16,19 @@ async def serve(
 ) -> None:
     """Runs the stack until SIGINT, SIGTERM or SIGHUP, or until the other end of the pipe `lifeline` is closed.
 
-    A second signal kills everything at once. Raises StackError when the stack cannot start.
+    A second signal kills everything at once. SIGUSR1 puts a new process of the gateway in the place of the running one,
+    without a gap. Raises StackError when the stack cannot start.
     """
 
     async def run() -> None:
         async with running_stack(options, report) as supervisor:
+            loop.add_signal_handler(signal.SIGUSR1, supervisor.replace, GATEWAY)
             on_ready()
             await supervisor.run()
 
     loop = asyncio.get_running_loop()
+    # Until there is a gateway that could be replaced.
+    loop.add_signal_handler(signal.SIGUSR1, lambda: None)
     task = asyncio.create_task(run())
 
     def stop() -> None:

@@ -45,6 +45,11 @@ class StateFolder:
         return self.path / "foresight.json"
 
     @property
+    def scrape_targets(self) -> Path:
+        """What Prometheus reads, to find all metrics pages; there while the stack is ready."""
+        return self.path / "prometheus.json"
+
+    @property
     def run(self) -> Path:
         """What runs: processes, their states and restarts."""
         return self.path / "run.json"

@@ -10,8 +10,9 @@ import contextlib
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 
+from deploy.local.keeper import Keeper
 from deploy.local.log_files import tail
-from deploy.local.programs import Keeper, Program, ProgramEnded, State, Status
+from deploy.local.programs import Program, ProgramEnded, State, Status
 from deploy.local.state import StackError
 
 START_TIMEOUT_S = 90.0
@@ -83,6 +84,10 @@ class Supervisor:
         """Goes on until cancelled; raises when a program or a chore can no longer go on, which is a bug."""
         await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
         self._raise_failure()
+
+    def replace(self, name: str) -> None:
+        """Puts a new process in the place of a program's, without a gap; see `Keeper.replace`."""
+        self._keepers[name].replace()
 
     async def stop(self) -> None:
         """Stops everything: each program once those that need it have ended. When cancelled, kills them at once."""

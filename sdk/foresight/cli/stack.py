@@ -29,8 +29,16 @@ GatewayPort = Annotated[
 ]
 MetricsPort = Annotated[
     int,
-    typer.Option("--metrics-port", min=0, max=65_531, help="First of five ports for metrics; 0: any free ones."),
+    typer.Option(
+        "--metrics-port",
+        min=0,
+        max=65_531,
+        help="First of five ports for metrics, and of one more for each further process; 0: any free ones.",
+    ),
 ]
+# See deploy.local.processes.
+Predictors = Annotated[int, typer.Option("--predictors", min=1, max=16, help="Processes of the predictor.")]
+FeatureStores = Annotated[int, typer.Option("--feature-stores", min=1, max=16, help="Processes of the feature store.")]
 TransformModules = Annotated[
     list[str] | None,
     typer.Option(
@@ -47,6 +55,12 @@ Detach = Annotated[bool, typer.Option("--detach", "-d", help="Return when the st
 Follow = Annotated[bool, typer.Option("--follow", "-f", help="Go on with new lines as they come.")]
 Lines = Annotated[int, typer.Option("--lines", "-n", min=0, help="Lines of the past to show.")]
 Service = Annotated[str | None, typer.Argument(help="E.g. predictor, postgres, gateway; default: all.")]
+Programs = Annotated[
+    list[str] | None,
+    typer.Argument(
+        help="Programs or services, e.g. predictor-1, predictor, gateway; default: all services and gateway."
+    ),
+]
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -55,6 +69,7 @@ def add_commands(app: typer.Typer) -> None:
     app.command(rich_help_panel=panel)(up)
     app.command(rich_help_panel=panel)(status)
     app.command(rich_help_panel=panel)(logs)
+    app.command(rich_help_panel=panel)(restart)
     app.command(rich_help_panel=panel)(down)
 
 
@@ -64,6 +79,8 @@ def up(
     metrics_port: MetricsPort = 9464,
     transforms: TransformModules = None,
     pipelines: PipelineModules = None,
+    predictors: Predictors = 1,
+    feature_stores: FeatureStores = 1,
     detach: Detach = False,
     as_json: Json = False,
 ) -> None:
@@ -73,7 +90,11 @@ def up(
 
     transform_modules = tuple(_importable(module, "--transforms") for module in transforms or ())
     pipeline_modules = tuple(_importable(module, "--pipelines") for module in pipelines or ())
-    options = StackOptions(state_folder(state), gateway_port, metrics_port, transform_modules, pipeline_modules)
+    options = StackOptions(
+        *(state_folder(state), gateway_port, metrics_port, transform_modules, pipeline_modules),
+        predictors=predictors,
+        feature_stores=feature_stores,
+    )
     with _errors_shown():
         if detach:
             _run_detached(options, as_json)
@@ -136,6 +157,22 @@ def logs(service: Service = None, state: State = None, follow: Follow = False, l
             show_line(name, line)
     if follow:
         _interruptible(_follow(files, show_line))
+
+
+def restart(programs: Programs = None, state: State = None, as_json: Json = False) -> None:
+    """Restart programs one after the other, each once the one before is back; calls go on where there are several."""
+    from deploy.local.restarts import restart as restart_programs
+    from deploy.local.state import state_folder
+
+    folder, done = state_folder(state), list[str]()
+    with _errors_shown(), Console(stderr=True).status("restarting") as waiting:
+
+        def note(name: str) -> None:
+            done.append(name)
+            waiting.update(f"restarted {', '.join(done)}")
+
+        restart_programs(folder, programs or (), note)
+    show(as_json, {"state": str(folder.path), "restarted": done}, f"restarted {', '.join(done)}")
 
 
 def down(state: State = None, as_json: Json = False) -> None:
