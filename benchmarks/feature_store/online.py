@@ -223,7 +223,7 @@ def read_in_process(calls: int = CALLS) -> float:
     plan = plan_view(view, groups)
     chance = np.random.default_rng(1)
     columns = [Column("place", PLACE.type, chance.integers(0, ENTITIES, KEYS)) for _ in range(calls)]
-    asked_at = [int(ASKED_AT.timestamp()) * 1_000_000] * KEYS
+    asked_at = int(ASKED_AT.timestamp()) * 1_000_000
 
     async def run(store: LmdbOnlineStore) -> float:
         for group in groups:

@@ -17,7 +17,6 @@ from foresight.feature_store.v1 import (
     lineage_pb2_grpc,
     log_ingestion_pb2_grpc,
     offline_pb2_grpc,
-    online_pb2_grpc,
     pipeline_pb2_grpc,
     registry_pb2_grpc,
     statistics_pb2_grpc,
@@ -172,7 +171,7 @@ async def serve(settings: FeatureStoreSettings) -> None:
             TrainingDatasetServicer(datasets, transit), server.grpc
         )
         statistics_pb2_grpc.add_StatisticsServiceServicer_to_server(StatisticsServicer(described), server.grpc)
-        online_pb2_grpc.add_OnlineFeatureServiceServicer_to_server(OnlineServicer(vectors, rebuild), server.grpc)
+        OnlineServicer(vectors, rebuild).add_to(server.grpc)
         log_ingestion_pb2_grpc.add_LogIngestionServiceServicer_to_server(LogIngestionServicer(ingestion), server.grpc)
         erasure_pb2_grpc.add_ErasureServiceServicer_to_server(ErasureServicer(eraser), server.grpc)
         pipeline_pb2_grpc.add_FeaturePipelineServiceServicer_to_server(

@@ -1,4 +1,4 @@
-"""Columns as protobuf bytes, written without building messages.
+"""Columns as protobuf bytes, written with hardly any messages.
 
 What is written is what protobuf itself would write for `foresight.types.v1.Column`, field after field in the order of
 their numbers. Records of small requests are many columns of one or a few values: making a message of each costs ten
@@ -9,11 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from foresight.types.v1 import types_pb2
 from foresight.values import Column, DataType
 
 # Beginnings that are kept: those of the columns of a few hundred views.
 HEADS_MAX = 16_384
+# Array operations pay for more numbers than this.
+FEW_NUMBERS_MAX = 16
+# And a message for more texts.
+FEW_TEXTS_MAX = 2
 
 _VARINT, _BYTES = 0, 2
 # Field numbers of Column's arms, and what stands before their values.
@@ -60,11 +69,40 @@ def delimited(field: bytes, data: bytes) -> bytes:
     return field + varint(len(data)) + data
 
 
-def packed_varints(numbers: Sequence[int]) -> bytes:
+def packed_varints(numbers: Sequence[int] | NDArray[np.integer[Any]]) -> bytes:
     """Numbers as `repeated int64` or `uint64` without tag and length; negative ones take ten bytes."""
-    if numbers and min(numbers) >= 0 and max(numbers) < 0x80:
-        return bytes(numbers)
-    return b"".join([varint(number & 0xFFFF_FFFF_FFFF_FFFF) for number in numbers])
+    if len(numbers) > FEW_NUMBERS_MAX:
+        return _many_varints(numbers)
+    few: Sequence[int] = numbers.tolist() if isinstance(numbers, np.ndarray) else numbers
+    if few and min(few) >= 0 and max(few) < 0x80:
+        return bytes(few)
+    return b"".join([varint(number & 0xFFFF_FFFF_FFFF_FFFF) for number in few])
+
+
+def _many_varints(numbers: Sequence[int] | NDArray[np.integer[Any]]) -> bytes:
+    """The same, digit by digit of base 128 for all of them together."""
+    if not isinstance(numbers, np.ndarray):
+        numbers = np.array(numbers, np.int64 if min(numbers) < 0 else np.uint64)
+    unsigned = numbers.astype(np.uint64)
+    greatest = int(unsigned.max())
+    if greatest == int(unsigned.min()):
+        return varint(greatest) * len(unsigned)
+    size = (greatest.bit_length() + 6) // 7
+    shifts = np.arange(size, dtype=np.uint64) * np.uint64(7)
+    rest = unsigned[:, np.newaxis] >> shifts
+    digits = (rest & np.uint64(0x7F)).astype(np.uint8)
+    # A digit is there when it or a higher one is not zero, the lowest always.
+    there = rest != 0
+    there[:, 0] = True
+    digits[:, :-1] |= there[:, 1:].astype(np.uint8) << 7
+    return digits.tobytes() if there.all() else digits[there].tobytes()
+
+
+def texts_bytes(texts: Sequence[str]) -> bytes:
+    """Texts as a `repeated string` with the number 1."""
+    if len(texts) > FEW_TEXTS_MAX:
+        return types_pb2.StringValues(values=texts).SerializeToString()
+    return b"".join([delimited(_VALUES_TAG, text.encode()) for text in texts])
 
 
 def columns_bytes(column: Column, bounds: Bounds, *path: bytes) -> list[bytes]:
@@ -88,6 +126,28 @@ def columns_bytes(column: Column, bounds: Bounds, *path: bytes) -> list[bytes]:
             head = _head(path, column.name, type, rows, width)
         made.append(head + raw[start * width : stop * width])
     return made
+
+
+def column_bytes(column: Column, *path: bytes) -> bytes:
+    """The field that holds a Column of all rows, of which there is at least one; `path` as in `columns_bytes`."""
+    return columns_bytes(column, [(0, len(column))], *path)[0]
+
+
+def column_head(name: str, type: DataType, dimension: int, rows: int, field: bytes) -> bytes | None:
+    """All that stands before the values in a field, by its `tag`, that holds a column of fixed width without NULLs.
+
+    None when the values are of no fixed width. The values follow as they are in memory, little-endian.
+    """
+    width = width_of(type, dimension)
+    if not width:
+        return None
+    head = _named(name) + _arm(type, rows * width, width)
+    return field + varint(len(head) + rows * width) + head
+
+
+def width_of(type: DataType, dimension: int = 0) -> int:
+    """Bytes of one value; 0: they differ."""
+    return 4 * dimension if type is DataType.FLOAT_VECTOR else _WIDTHS.get(type, 0)
 
 
 @lru_cache(maxsize=HEADS_MAX)
@@ -120,10 +180,9 @@ def _column(column: Column, width: int) -> bytes:
         data = column.values.tobytes()
         arm = _arm(column.type, len(data), width) + data
     elif column.type is DataType.STRING:
-        texts = [delimited(_VALUES_TAG, text.encode()) for text in column.values.tolist()]
-        arm = delimited(tag(_ARMS[DataType.STRING]), b"".join(texts))
+        arm = delimited(tag(_ARMS[DataType.STRING]), texts_bytes(column.values.tolist()))
     else:
-        data = packed_varints(column.values.tolist())
+        data = packed_varints(column.values)
         arm = _arm(column.type, len(data), 0) + data
     validity = b"" if column.valid is None else delimited(_VALIDITY_TAG, column.valid.tobytes())
     return _named(column.name) + arm + validity

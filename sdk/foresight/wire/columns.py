@@ -14,6 +14,7 @@ from foresight.values.errors import InvalidValue, quoted
 from foresight.values.fields import DataType
 from foresight.values.instants import MICROS_MAX, MICROS_MIN
 from foresight.values.names import STRING_BYTES_MAX, check_text
+from foresight.wire.column_bytes import column_bytes, varint
 
 FEW_ROWS_MAX = 16
 _ARMS: dict[str, tuple[DataType, Any]] = {
@@ -22,11 +23,24 @@ _ARMS: dict[str, tuple[DataType, Any]] = {
     "bool_values": (DataType.BOOL, np.bool_),
     "string_values": (DataType.STRING, np.object_),
 }
+# As they are in memory and on the wire alike, but for integers and texts.
+_DTYPES = {
+    DataType.INT64: np.dtype("<i8"),
+    DataType.FLOAT64: np.dtype("<f8"),
+    DataType.BOOL: np.dtype(np.bool_),
+    DataType.STRING: np.dtype(np.object_),
+    DataType.TIMESTAMP: np.dtype("<i8"),
+    DataType.FLOAT_VECTOR: np.dtype("<f4"),
+}
 
 
 def encode_column(column: Column) -> types_pb2.Column:
     """The message of a column."""
     message = types_pb2.Column(name=column.name)
+    if len(column) > FEW_ROWS_MAX and column.values.dtype == _DTYPES[column.type]:
+        # Bytes are taken over as they are; numbers would become Python's one by one.
+        message.MergeFromString(column_bytes(column))
+        return message
     match column.type:
         case DataType.INT64:
             message.int64_values.values.extend(column.values.tolist())
@@ -61,18 +75,24 @@ def decode_column(message: types_pb2.Column, field: str = "columns") -> Column:
     if arm is None:
         raise InvalidValue(where, "has no values of any type")
     if arm == "timestamp_values":
-        type, values = DataType.TIMESTAMP, np.array(message.timestamp_values.micros, dtype=np.int64)
+        instants = message.timestamp_values
+        type, values = DataType.TIMESTAMP, _packed(instants, len(instants.micros), np.int64)
         if len(values) and (values.min() < MICROS_MIN or values.max() > MICROS_MAX):
             raise InvalidValue(where, "has an instant outside of the years 1 to 9999")
     elif arm == "vector_values":
         type, values = DataType.FLOAT_VECTOR, _decode_vectors(message.vector_values, where)
     else:
         type, dtype = _ARMS[arm]
-        values = np.array(getattr(message, arm).values, dtype=dtype)
+        within: Any = getattr(message, arm)
+        if type is DataType.FLOAT64 or type is DataType.BOOL:
+            values = _packed(within, len(within.values), dtype)
+        else:
+            values = np.array(list(within.values), dtype=dtype)
     valid = _decode_validity(message.validity, len(values), where)
     if type is DataType.STRING:
         texts = values.tolist()
-        if max(map(len, texts), default=0) > STRING_BYTES_MAX or not _is_plain("".join(texts)):
+        together = "".join(texts)
+        if not _is_plain(together) or (len(together) > STRING_BYTES_MAX and max(map(len, texts)) > STRING_BYTES_MAX):
             for text in texts:
                 check_text(text, where, STRING_BYTES_MAX)
     elif type is DataType.FLOAT64:
@@ -190,12 +210,26 @@ def _arm_of(type: DataType) -> str:
 
 
 def _decode_vectors(message: types_pb2.VectorValues, where: str) -> np.ndarray[Any, Any]:
-    values = np.array(message.values, dtype=np.float32)
+    dimension = message.dimension
+    # It stands before the floats.
+    before = 1 + len(varint(dimension)) if dimension else 0
+    values = _packed(message, len(message.values), np.float32, before)
     if message.dimension < 1 or len(values) % message.dimension:
         raise InvalidValue(where, f"has {len(values)} floats, not a multiple of dimension {message.dimension}")
     if not np.isfinite(values).all():
         raise InvalidValue(where, "contains NaN or infinity")
     return values.reshape(-1, message.dimension)
+
+
+def _packed(message: Any, count: int, dtype: Any, before: int = 0) -> np.ndarray[Any, Any]:
+    """The values of a message that has a packed field of so many, each of the same width, after `before` other bytes.
+
+    Its bytes are the values one after the other, as in memory: a hundred times faster than to take them one by one.
+    """
+    size = count * np.dtype(dtype).itemsize
+    start = before + 1 + len(varint(size)) if count else 0
+    # Unknown fields come last.
+    return np.array(np.frombuffer(message.SerializeToString()[start : start + size], dtype))
 
 
 def _decode_validity(validity: bytes, rows: int, where: str) -> np.ndarray[Any, Any] | None:

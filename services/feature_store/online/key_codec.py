@@ -9,21 +9,27 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from foresight.values import Column, DataType
 from services.feature_store.groups import StoredGroup
 
 # LMDB takes 511 bytes; what is longer than this is digested.
 KEY_BYTES_MAX = 480
+# Array operations pay for more keys than this.
+FEW_KEYS_MAX = 16
 _GROUP_ID = struct.Struct(">I")
 GROUP_BYTES = _GROUP_ID.size
 # Numbers that follow one another lie beside one another, so that they are written in a row.
 _INT_KEY = struct.Struct(">cq")
+_INT_KEYS = np.dtype([("tag", "S1"), ("value", ">i8")])
 _TEXT_KEY = struct.Struct("<cH")
+# What stands before short texts, by their length.
+_TEXT_HEADS = [_TEXT_KEY.pack(b"s", length) for length in range(256)]
 _DIGEST_TAG = b"\xff"
 
 
@@ -34,7 +40,6 @@ class KeyCodec:
         self.prefix = group_prefix(stored)
         self._fields = stored.group.entity_keys
         types = [key.type for key in self._fields]
-        self._writers = [_KEY_WRITERS[type] for type in types]
         # None: keys of different lengths.
         self._fixed = None if DataType.STRING in types else _fixed_key_dtype(types)
 
@@ -45,12 +50,8 @@ class KeyCodec:
 
     def entities(self, columns: tuple[Column, ...]) -> list[bytes | None]:
         """The whole keys without the group: the same for all groups that have keys of these types in this order."""
-        writers = self._writers
-        if len(columns) == 1:
-            entities: list[bytes | None] = list(map(writers[0], columns[0].values.tolist()))
-        else:
-            parts = [list(map(w, c.values.tolist())) for w, c in zip(writers, columns, strict=True)]
-            entities = list(map(b"".join, zip(*parts, strict=True)))
+        parts = [_ENCODINGS[column.type](column.values) for column in columns]
+        entities: list[bytes | None] = list(map(b"".join, zip(*parts, strict=True))) if len(parts) > 1 else [*parts[0]]
         for column in columns:
             if column.valid is not None:
                 for row in np.flatnonzero(~column.valid):
@@ -60,9 +61,11 @@ class KeyCodec:
     def stored_keys(self, entities: Sequence[bytes | None]) -> list[bytes | None]:
         """The keys under which the rows of entities are stored."""
         prefix = self.prefix
-        if self._fixed is not None:
-            return [None if entity is None else prefix + entity for entity in entities]
-        return [None if entity is None else stored_key(prefix + entity) for entity in entities]
+        if not all(entities):
+            there = iter(self.stored_keys([entity for entity in entities if entity is not None]))
+            return [None if entity is None else next(there) for entity in entities]
+        stored: list[Any] = [prefix + entity for entity in entities if entity is not None]
+        return list(map(stored_key, stored)) if self.may_be_digested(stored) else stored
 
     def columns(self, whole: Sequence[bytes]) -> tuple[Column, ...]:
         """The entities of whole keys, one column per key of the group."""
@@ -122,17 +125,28 @@ def _fixed_key_dtype(types: Sequence[DataType]) -> np.dtype[Any]:
     return np.dtype(parts)
 
 
-def _int_key(value: int) -> bytes:
-    return _INT_KEY.pack(b"i", value)
+def _int_keys(values: NDArray[Any]) -> list[bytes]:
+    if len(values) <= FEW_KEYS_MAX:
+        return [_INT_KEY.pack(b"i", value) for value in values.tolist()]
+    keys = np.empty(len(values), _INT_KEYS)
+    keys["tag"], keys["value"] = b"i", values
+    data, width = keys.tobytes(), keys.dtype.itemsize
+    return [data[i : i + width] for i in range(0, len(data), width)]
 
 
-def _bool_key(value: bool) -> bytes:
-    return b"b\x01" if value else b"b\x00"
+def _bool_keys(values: NDArray[Any]) -> list[bytes]:
+    return [b"b\x01" if value else b"b\x00" for value in values.tolist()]
 
 
-def _text_key(value: str) -> bytes:
-    data = value.encode()
-    return _TEXT_KEY.pack(b"s", len(data)) + data
+def _text_keys(values: NDArray[Any]) -> list[bytes]:
+    texts = values.tolist()
+    # Texts have no NUL, so that all of them can be encoded at once.
+    encoded = "\0".join(texts).encode().split(b"\0")
+    if len(encoded) != len(texts):
+        encoded = [text.encode() for text in texts]
+    if max(map(len, encoded)) < len(_TEXT_HEADS):
+        return [_TEXT_HEADS[len(text)] + text for text in encoded]
+    return [_TEXT_KEY.pack(b"s", len(text)) + text for text in encoded]
 
 
 def _read_key(key: bytes, offset: int) -> tuple[Any, int]:
@@ -147,8 +161,8 @@ def _read_key(key: bytes, offset: int) -> tuple[Any, int]:
     return key[start:end].decode(), end
 
 
-_KEY_WRITERS: dict[DataType, Any] = {
-    DataType.INT64: _int_key,
-    DataType.BOOL: _bool_key,
-    DataType.STRING: _text_key,
+_ENCODINGS: dict[DataType, Callable[[NDArray[Any]], list[bytes]]] = {
+    DataType.INT64: _int_keys,
+    DataType.BOOL: _bool_keys,
+    DataType.STRING: _text_keys,
 }

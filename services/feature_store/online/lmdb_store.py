@@ -29,7 +29,7 @@ from services.runtime.threads import in_thread
 
 MAP_BYTES = 256 << 20
 # More rows than this are looked up in a thread, so that the event loop goes on.
-INLINE_ROWS_MAX = 256
+INLINE_ROWS_MAX = 2_048
 # Room that a row takes beside its own bytes: key, node, half-empty pages, pages rewritten in the same transaction.
 ROW_ROOM_BYTES = 512
 KEYS_PER_PAGE = 10_000
@@ -234,7 +234,8 @@ class _Rows:
             entities = encoded.get(query.keys)
             if entities is None:
                 entities = encoded[query.keys] = codec.key.entities(query.keys)
-            rows: list[Any] = [None if key is None else get(key) for key in codec.key.stored_keys(entities)]
+            keys = codec.key.stored_keys(entities)
+            rows: list[Any] = [None if key is None else get(key) for key in keys]
             found.append(codec.decode_all(rows, entities))
         return Lookup(found, applied)
 
@@ -264,7 +265,7 @@ class _Rows:
             for whole in keys:
                 key = stored_key(whole)
                 row = transaction.get(key)
-                if row is not None and codec.decode(bytes(row), whole) is not None:
+                if row is not None and codec.is_of(bytes(row), whole):
                     removed += transaction.delete(key)
             return removed
 

@@ -15,7 +15,10 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, overload
 
-from foresight.values import Column
+import numpy as np
+from numpy.typing import NDArray
+
+from foresight.values import Column, Field
 from services.feature_store.groups import StoredGroup
 from services.feature_store.tables.row_source import RowSource
 
@@ -30,23 +33,40 @@ class FoundRow(NamedTuple):
     values: tuple[Any, ...]
 
 
+class FoundColumns(Protocol):
+    """The features of rows that were found, each made when it is asked for."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, position: int, /) -> FoundColumn:
+        """The values of a feature by its position in the group."""
+        ...
+
+
+class FoundColumn(NamedTuple):
+    """Values of one feature: an array as in `Column`, with anything where there is none; `valid` None: all there."""
+
+    values: NDArray[Any]
+    valid: NDArray[np.bool_] | None
+
+
 class FoundRows(Sequence[FoundRow | None]):
     """The rows found for n entities, in order, None where there is none; kept column by column, as they are used.
 
-    `event_times_us` and `commits` have 0 where there is no row. `gone` has a byte 1 where there is none or a tombstone,
-    and is None when there is a row that counts everywhere. `columns` has one list of n values per feature of the group;
-    when `whole`, none of them has a None.
+    `event_times_us` and `commits` are arrays (n,) with 0 where there is no row. `gone` is (n,) bool, true where there
+    is none or a tombstone, and None when there is a row that counts everywhere. `columns` has the features of the
+    group; when `whole`, none of them has a NULL.
     """
 
     __slots__ = ("columns", "commits", "event_times_us", "gone", "whole")
 
     def __init__(
         self,
-        event_times_us: list[int],
-        commits: list[int],
-        columns: Sequence[list[Any]],
+        event_times_us: NDArray[np.int64],
+        commits: NDArray[np.uint64],
+        columns: FoundColumns,
         *,
-        gone: bytes | None = None,
+        gone: NDArray[np.bool_] | None = None,
         whole: bool = False,
     ) -> None:
         self.event_times_us = event_times_us
@@ -56,16 +76,17 @@ class FoundRows(Sequence[FoundRow | None]):
         self.whole = whole
 
     @classmethod
-    def of(cls, rows: Sequence[FoundRow | None], features: int) -> FoundRows:
-        """The same of single rows of a group with so many features."""
-        absent = (None,) * features
-        columns = [list(c) for c in zip(*(absent if r is None else r.values for r in rows), strict=True)]
-        gone = bytes(row is None or row.deleted for row in rows)
+    def of(cls, rows: Sequence[FoundRow | None], features: Sequence[Field]) -> FoundRows:
+        """The same of single rows of a group with these features."""
+        gone = np.array([row is None or row.deleted for row in rows], np.bool_)
         return cls(
-            [0 if row is None else row.event_time_us for row in rows],
-            [0 if row is None else row.commit for row in rows],
-            columns,
-            gone=gone if any(gone) else None,
+            np.array([0 if row is None else row.event_time_us for row in rows], np.int64),
+            np.array([0 if row is None else row.commit for row in rows], np.uint64),
+            [
+                _column([None if row is None else row.values[position] for row in rows], feature)
+                for position, feature in enumerate(features)
+            ],
+            gone=gone if gone.any() else None,
         )
 
     def __len__(self) -> int:
@@ -81,13 +102,28 @@ class FoundRows(Sequence[FoundRow | None]):
         if not self.commits[index]:
             return None
         deleted = self.gone is not None and bool(self.gone[index])
-        values = tuple(column[index] for column in self.columns)
-        return FoundRow(self.event_times_us[index], self.commits[index], deleted, values)
+        columns = [self.columns[position] for position in range(len(self.columns))]
+        values = tuple(
+            None if valid is not None and not valid[index] else _python(values[index]) for values, valid in columns
+        )
+        return FoundRow(int(self.event_times_us[index]), int(self.commits[index]), deleted, values)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and list(self) == list(other)
 
     __hash__ = None  # type: ignore[assignment]
+
+
+def _column(found: Sequence[Any], feature: Field) -> FoundColumn:
+    nulls = Column.nulls(feature, len(found))
+    values, valid = nulls.values, np.array([value is not None for value in found], np.bool_)
+    for i in np.flatnonzero(valid).tolist():
+        values[i] = found[i]
+    return FoundColumn(values, None if valid.all() else valid)
+
+
+def _python(value: Any) -> Any:
+    return value if isinstance(value, str) else value.tolist()
 
 
 @dataclass(frozen=True, slots=True, eq=False)

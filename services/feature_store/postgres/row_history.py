@@ -49,7 +49,7 @@ async def _latest(connection: AsyncConnection, query: KeyQuery, applied_commit: 
     latest = (await connection.exec_driver_sql(_LATEST, (query.group.id, applied_commit))).scalar_one()
     entities = list(zip(*(_values(column) for column in query.keys), strict=True))
     if latest is None:
-        return FoundRows.of([None] * len(entities), len(query.group.group.features))
+        return FoundRows.of([None] * len(entities), query.group.group.features)
     # Requests often ask for the same entity in many rows; each is looked up once.
     positions: dict[tuple[Any, ...], int] = {}
     asked = [positions.setdefault(entity, len(positions)) for entity in entities]
@@ -61,7 +61,7 @@ async def _latest(connection: AsyncConnection, query: KeyQuery, applied_commit: 
     for position, event_time, commit, deleted, *raw in map(tuple[Any, ...], result):
         values = tuple(_value(value, f.type) for value, f in zip(raw, features, strict=True))
         found[position - 1] = FoundRow(micros_from_instant(event_time), commit, deleted, values)
-    return FoundRows.of([found[position] for position in asked], len(features))
+    return FoundRows.of([found[position] for position in asked], features)
 
 
 def _statement(stored: StoredGroup) -> str:

@@ -34,7 +34,7 @@ from services.feature_store.online.catch_up import CatchUp
 from services.feature_store.online.leases import FileLease
 from services.feature_store.online.lmdb_store import LmdbOnlineStore
 from services.feature_store.online.rebuild import OnlineRebuild
-from services.feature_store.online.vectors import VectorReader
+from services.feature_store.online.vectors import FeatureVectors, VectorReader
 from services.feature_store.postgres.catalogue import Catalogue
 from services.feature_store.postgres.commit_log import CommitLog
 from services.feature_store.postgres.erased_rows import ErasedRowTables
@@ -57,6 +57,7 @@ from services.feature_store.reads.view_join import ViewJoin
 from services.feature_store.reads.watermarks import Watermarks
 from services.feature_store.registry.lineage import Lineage
 from services.feature_store.registry.registry import Registry
+from services.feature_store.servicers.vector_bytes import VectorWriter
 from services.feature_store.statistics.described import DescribedRows
 from services.feature_store.statistics.engine import SketchingEngine
 from services.feature_store.statistics.measures import StatisticsMetrics
@@ -292,6 +293,11 @@ def keys(**columns: Sequence[Any]) -> dict[str, Column]:
         type = DataType.STRING if isinstance(some, str) else DataType.INT64
         made[name] = Column.build(name, type, values)
     return made
+
+
+def as_sent(vectors: FeatureVectors) -> bytes:
+    """The bytes that a client gets, which tell -0.0 from 0.0."""
+    return VectorWriter().message(vectors)
 
 
 def source(group: str, *features: str, **options: Any) -> ViewSource:

@@ -291,7 +291,7 @@ async def test_what_is_written_about_them_later_is_new_and_stays(world: World) -
     await world.take_all()
     assert [row["age"] for row in await store.read("people") if row["customer"] == MARKER] == [1.0]
     vectors = await store.vectors.latest(Reference("ages"), keys(customer=[MARKER]), at(30))
-    assert vectors.features[0].values == [1.0]
+    assert vectors.features[0].values.tolist() == [1.0]
     assert len(await store.read("log_predictions_offers_v1")) == 1 + 4
 
 
@@ -329,7 +329,7 @@ async def test_rows_written_meanwhile_come_again_after_an_attempt_that_failed(
     await world.forget()
     assert not failures
     vectors = await store.vectors.latest(Reference("ages"), keys(customer=[MARKER]), at(30))
-    assert vectors.features[0].values == [7.0]
+    assert vectors.features[0].values.tolist() == [7.0]
     assert online_with(store, MARKER) == 1
 
 
@@ -587,7 +587,7 @@ async def test_a_replica_that_was_away_forgets_by_hash(world: World, postgres_ur
             assert online_with(replica, MARKER) == 1
             assert online_with(replica, OTHER) == 6
             vectors = await replica.vectors.latest(Reference("ages"), keys(customer=[MARKER]), at(30))
-            assert vectors.features[0].values == [5.0]
+            assert vectors.features[0].values.tolist() == [5.0]
     with state_folder() as folder:
         async with running_store(settings, folder) as fresh:
             await fresh.applier.erased(1, 5)

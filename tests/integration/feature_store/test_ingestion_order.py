@@ -68,5 +68,5 @@ async def answered(
         "joined": joined["wind"].to_pylist(),
         "dataset": dataset.content_sha256,
         "latest": [(r["place"], r["event_time"], r["wind"]) for r in await store.read(name, latest_only=True)],
-        "online": {m: (list(v.features[0].values), list(v.features[0].statuses)) for m, v in online.items()},
+        "online": {m: (v.features[0].values.tolist(), list(v.features[0].statuses)) for m, v in online.items()},
     }

@@ -110,7 +110,7 @@ async def test_a_large_write_is_visible_online_and_offline(store: Store, files: 
     assert commit.rows == 30_000
     assert len(await store.read("weather", latest_only=True)) == 100
     vectors = await store.vectors.latest(Reference("judged"), keys(place=["p0", "p99"]), at(60_000))
-    assert vectors.features[0].values == [29_900, 29_999]
+    assert vectors.features[0].values.tolist() == [29_900, 29_999]
 
 
 async def test_faults_of_all_batches_are_counted_and_leave_nothing(store: Store, files: Path) -> None:

@@ -26,7 +26,7 @@ from services.runtime.database import Database, open_database
 from services.runtime.errors import FailedPrecondition, PermissionDenied, Unavailable
 from services.runtime.identity import LOCAL
 from tests.conftest import MakeDatabase
-from tests.integration.feature_store.rig import Store, at, keys, running_store, source
+from tests.integration.feature_store.rig import Store, as_sent, at, keys, running_store, source
 
 PLACE, NUMBER = Field("place", DataType.STRING), Field("number", DataType.FLOAT64)
 US = timedelta(microseconds=1)
@@ -93,7 +93,7 @@ async def test_edges_of_a_status_by_the_microsecond(
     await store.write("weather", [{"place": "a", "event_time": event_time, "number": 1.0}])
     vectors = await store.vectors.latest(Reference("judged", 1), keys(place=["a"]), asked)
     assert FeatureStatus(vectors.features[0].statuses[0]).name == status
-    assert await store.vectors.replay(Reference("judged", 1), keys(place=["a"]), asked, 1) == vectors
+    assert as_sent(await store.vectors.replay(Reference("judged", 1), keys(place=["a"]), asked, 1)) == as_sent(vectors)
     spine = pa.table({"place": ["a"], "event_time": pa.array([asked], pa.timestamp("us", "UTC"))})
     joined = await store.read_as_of("judged", spine)
     assert joined["number"].to_pylist() == [1.0 if status == "PRESENT" else None]
@@ -134,11 +134,11 @@ async def test_rows_from_before_a_feature_read_its_default(store: Store) -> None
     expected = [["unknown", "said", ""], [1.0, 2.0, 0.0], [[0.5, 1.0], [0.5, 1.0], [2.0, 3.0]]]
     for _ in range(2):
         vectors = await store.vectors.latest(Reference("after"), asked, at(5))
-        assert [feature.values for feature in vectors.features] == expected
+        assert [feature.values.tolist() for feature in vectors.features] == expected
         assert FeatureStatus(vectors.features[0].statuses[2]).name == "NULL"
-        assert await store.vectors.replay(Reference("after", 1), asked, at(5), 3) == vectors
+        assert as_sent(await store.vectors.replay(Reference("after", 1), asked, at(5), 3)) == as_sent(vectors)
         before = await store.vectors.latest(Reference("before"), asked, at(5))
-        assert before.features[0].values == [1.0, 2.0, 0.0]
+        assert before.features[0].values.tolist() == [1.0, 2.0, 0.0]
         assert await assert_same(store, "weather") == 3
         await store.rebuild.rebuild(LOCAL)
 

@@ -146,7 +146,7 @@ async def test_added_features_read_their_defaults_everywhere(store: Store) -> No
         for feature in vectors.features[1:]:
             raw = ADDED[feature.field.name].values[0]
             wanted = raw.tolist() if isinstance(raw, np.ndarray | np.generic) else raw
-            assert feature.values[:2] == [wanted, wanted]
+            assert feature.values[:2].tolist() == [wanted, wanted]
             assert feature.statuses == b"\x01\x01\x02"
 
 
@@ -156,10 +156,10 @@ async def test_a_view_from_before_the_addition_reads_on(following: Store) -> Non
     await store.registry.register_group(WEATHER)
     await store.write("weather", [{"place": "a", "event_time": T0, "wind": 1.0}])
     view = Reference((await store.view("judged", source("weather", "wind"))).name, 1)
-    assert (await store.vectors.latest(view, keys(place=["a"]), T0)).features[0].values == [1.0]
+    assert (await store.vectors.latest(view, keys(place=["a"]), T0)).features[0].values.tolist() == [1.0]
     await store.registry.add_features(LAST, FIELDS, ADDED, "")
     await store.write("weather", [{"place": "a", "event_time": at(1), "wind": 2.0, "sky": "grey"}])
-    assert (await store.vectors.latest(view, keys(place=["a"]), at(2))).features[0].values == [2.0]
+    assert (await store.vectors.latest(view, keys(place=["a"]), at(2))).features[0].values.tolist() == [2.0]
 
 
 async def test_a_write_id_of_rows_from_before_the_addition_is_still_known(store: Store) -> None:
