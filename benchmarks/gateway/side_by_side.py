@@ -2,7 +2,8 @@
 
 Each round gives every system its turn while the others idle: with IN_FLIGHT calls in flight, then at a load that is the
 same for all. Medians over the rounds; a ratio is the median of the rounds' ratios. A curve shows for every system how
-long one call in a hundred takes at shares of what it bears. Load generator, gateway and system share the machine.
+long one call in a hundred takes at shares of what it bears. Load generator, gateway and system share the machine; what
+other programs take of it meanwhile is measured too. With --quick, little is measured and nothing written.
 
 python -m benchmarks.gateway.side_by_side [--quick]
 """
@@ -50,23 +51,36 @@ class Plan:
     """How long it is measured; a turn takes longer for a system that has become slower."""
 
     rounds: int = 5
-    seconds: float = 5.0
-    curve_seconds: float = 4.0
+    seconds: float = 4.0
+    curve_seconds: float = 3.0
     shares: Sequence[float] = (0.1, 0.3, 0.5, 0.7, 0.85)
 
 
 QUICK = Plan(rounds=1, seconds=2.0, curve_seconds=1.5, shares=(0.3, 0.7))
 
 
+Turns = dict[str, list[Turn]]
+
+
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """All turns by system; `equal_per_s` is the load that was offered to each; `curves` are turns at rising loads."""
+    """All turns by system: with IN_FLIGHT calls in flight, at the load that is the same for all, at rising loads."""
 
-    equal_per_s: float
     idle_cpu: Mapping[str, float]
-    in_flight: dict[str, list[Turn]] = field(default_factory=dict)
-    equal: dict[str, list[Turn]] = field(default_factory=dict)
-    curves: dict[str, list[Turn]] = field(default_factory=dict)
+    in_flight: Turns = field(default_factory=lambda: {name: [] for name in TITLES})
+    equal: Turns = field(default_factory=lambda: {name: [] for name in TITLES})
+    curves: Turns = field(default_factory=lambda: {name: [] for name in TITLES})
+
+    @property
+    def equal_per_s(self) -> float:
+        """The load that is the same for all, calls per second."""
+        return EQUAL_SHARE * _median(self.in_flight[REFERENCE], _per_s)
+
+    @property
+    def all_turns(self) -> list[Turn]:
+        """Of all systems, of all kinds."""
+        kinds = (self.in_flight, self.equal, self.curves)
+        return [turn for kind in kinds for turns in kind.values() for turn in turns]
 
 
 def measure(plan: Plan) -> Measured:
@@ -86,18 +100,22 @@ def measure(plan: Plan) -> Measured:
 
 def _measure(bench: Bench, names: Sequence[str], plan: Plan) -> Measured:
     bears = {name: bench.warm_up(name, IN_FLIGHT) for name in names}
-    measured = Measured(EQUAL_SHARE * bears[REFERENCE], bench.idle_cpu(IDLE_S))
+    measured = Measured(bench.idle_cpu(IDLE_S))
     for number in range(plan.rounds):
         for name in _in_turn(names, number):
-            calls = max(CALLS_MIN, round(bears[name] * plan.seconds))
-            measured.in_flight.setdefault(name, []).append(bench.in_flight(name, IN_FLIGHT, calls))
+            turn = bench.in_flight(name, IN_FLIGHT, max(CALLS_MIN, round(bears[name] * plan.seconds)))
+            bears[name] = turn.load.per_s
+            measured.in_flight[name].append(turn)
+    per_s = measured.equal_per_s
+    for number in range(plan.rounds):
         for name in _in_turn(names, number):
-            turn = bench.offered(name, measured.equal_per_s, plan.seconds, seed=number)
-            measured.equal.setdefault(name, []).append(turn)
+            # Who bears less has as long for fewer calls.
+            seconds = plan.seconds * min(1.0, _median(measured.in_flight[name], _per_s) / per_s)
+            measured.equal[name].append(bench.offered(name, per_s, seconds, seed=number))
     for share in plan.shares:
         for name in names:
-            per_s = share * statistics.median(turn.load.per_s for turn in measured.in_flight[name])
-            measured.curves.setdefault(name, []).append(bench.offered(name, per_s, plan.curve_seconds, seed=0))
+            per_s = share * _median(measured.in_flight[name], _per_s)
+            measured.curves[name].append(bench.offered(name, per_s, plan.curve_seconds, seed=0))
     return measured
 
 
@@ -127,6 +145,10 @@ def _gateway_cpu_s(turn: Turn) -> float:
     return turn.gateway_cpu_s
 
 
+def _others_cores(turn: Turn) -> float:
+    return turn.others_cores
+
+
 def _median(turns: Sequence[Turn], value: Callable[[Turn], float]) -> float:
     return statistics.median(map(value, turns))
 
@@ -150,27 +172,28 @@ def results_of(measured: Measured) -> list[Result]:
             Result(f"{title}: p99 at {measured.equal_per_s:.0f}/s", 1e3 * _median(equal, _p99_s), "ms"),
             Result(f"{title}: CPU while idle", 100 * measured.idle_cpu[name], "% of a core"),
         ]
-    return results + _held(measured)
+    others = Result("cores that other programs took", _median(measured.all_turns, _others_cores), "")
+    return [*results, others, *held(measured)]
 
 
-def _held(measured: Measured) -> list[Result]:
+def held(measured: Measured) -> list[Result]:
+    """What is held against the targets."""
     ours, ours_equal = measured.in_flight[FORESIGHT], measured.equal[FORESIGHT]
-    held = []
+    found = []
     for name in (*STACKS, *ALONE):
         ratio = _ratio(ours, measured.in_flight[name], _per_s)
         least = TIMES_THROUGHPUT_MIN[name]
-        held.append(Result(f"throughput: Foresight / {TITLES[name]}", ratio, "x", at_least=least))
+        found.append(Result(f"throughput: Foresight / {TITLES[name]}", ratio, "x", at_least=least))
     for name in STACKS:
         ratio = _ratio(measured.in_flight[name], ours, _server_cpu_s)
-        held.append(Result(f"server CPU: {TITLES[name]} / Foresight", ratio, "x", at_least=TIMES_LESS_CPU_MIN))
+        found.append(Result(f"server CPU: {TITLES[name]} / Foresight", ratio, "x", at_least=TIMES_LESS_CPU_MIN))
     for name in STACKS:
         ratio = _ratio(measured.equal[name], ours_equal, _p99_s)
-        held.append(Result(f"p99 at the same load: {TITLES[name]} / Foresight", ratio, "x", at_least=TIMES_P99_MIN))
+        found.append(Result(f"p99 at the same load: {TITLES[name]} / Foresight", ratio, "x", at_least=TIMES_P99_MIN))
     share = _ratio(ours, measured.in_flight[ECHO], _per_s)
-    kinds = (measured.in_flight, measured.equal, measured.curves)
-    failed = sum(turn.failed for kind in kinds for turns in kind.values() for turn in turns)
+    failed = sum(turn.failed for turn in measured.all_turns)
     return [
-        *held,
+        *found,
         Result(f"throughput: Foresight / {TITLES[ECHO]}", share, "x", at_least=SHARE_OF_EMPTY_MIN),
         Result("calls of all systems that were not answered", failed, "", at_most=0),
     ]
@@ -179,7 +202,7 @@ def _held(measured: Measured) -> list[Result]:
 def show(measured: Measured) -> None:
     """Prints a line per system."""
     table = Table(title=f"{IN_FLIGHT} in flight, and {measured.equal_per_s:.0f}/s for all", box=box.SIMPLE_HEAD)
-    table.add_column("system")
+    table.add_column("system", no_wrap=True)
     for heading in ("answers/s", "p50 ms", "p99 ms", "server ms", "gateway ms", "p50 ms, equal", "p99 ms, equal"):
         table.add_column(heading, justify="right")
     for name, turns in measured.in_flight.items():
@@ -190,7 +213,7 @@ def show(measured: Measured) -> None:
         ]
         per_s = f"{_median(turns, _per_s):,.0f}"
         table.add_row(TITLES[name], per_s, *(f"{1e3 * value:,.2f}" for value in milliseconds))
-    Console(width=120).print(table)
+    Console(width=130).print(table)
 
 
 def draw(measured: Measured) -> None:
@@ -217,7 +240,14 @@ def main(arguments: Sequence[str]) -> int:
     # So that what was started is stopped.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     print(f"{os.cpu_count()} cores, load average before {os.getloadavg()[0]:.1f}")
-    measured = measure(QUICK if "--quick" in arguments else Plan())
+    if "--quick" in arguments:
+        # For trying: too short to be kept.
+        measured = measure(QUICK)
+        show(measured)
+        for result in held(measured):
+            print(f"{result.name}: {result.value:.2f} {result.unit}")
+        return 0
+    measured = measure(Plan())
     show(measured)
     draw(measured)
     results = results_of(measured)

@@ -108,13 +108,13 @@ def test_only_the_predictor_is_elsewhere(address: str, expected: object) -> None
 
 
 def turn(per_s: float, p99_s: float, cpu_s: float, failed: int = 0) -> Turn:
-    return Turn(Load(10, 1.0 / per_s, [p99_s]), failed, cpu_s, 0.0001)
+    return Turn(Load(10, 1.0 / per_s, [p99_s]), failed, cpu_s, 0.0001, others_cores=0.5)
 
 
 def measured(failed: int = 0) -> Measured:
     every = {name: [turn(100, 0.1, 0.01)] for name in TITLES}
     every[FORESIGHT], every[ECHO] = [turn(1_000, 0.01, 0.001, failed)], [turn(1_250, 0.01, 0.0005)]
-    return Measured(60, dict.fromkeys(TITLES, 0.0), every, every, {name: [] for name in TITLES})
+    return Measured(dict.fromkeys(TITLES, 0.0), every, every)
 
 
 def test_ratios_are_held_against_the_targets() -> None:
@@ -127,7 +127,12 @@ def test_ratios_are_held_against_the_targets() -> None:
     assert len(held) == 4 * 3 + 2 + 1 + 1
 
 
+def test_the_equal_load_is_a_share_of_what_the_stack_bears() -> None:
+    assert measured().equal_per_s == pytest.approx(60)
+
+
 def test_a_call_that_was_not_answered_is_no_success() -> None:
     last = results_of(measured(failed=1))[-1]
-    assert last.value > 0
+    # Of the turns with calls in flight and of those at the same load.
+    assert last.value == 2
     assert not last.holds
