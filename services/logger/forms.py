@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -24,6 +24,8 @@ FORMS_MAX = 16_384
 # Ends of one form: NULL or not, a few statuses and policies. One more, or a longer one, is not remembered.
 ENDS_MAX = 64
 END_BYTES_MAX = 16
+# Versions of groups that are known.
+GROUPS_MAX = 4_096
 # From here on a length takes two bytes.
 _LENGTH_END = 0x80
 _DELIMITED = 0x0A
@@ -40,6 +42,10 @@ _BETWEEN = 4
 # on, which have these seven too, are looked at closely.
 _EXPONENT = 0x7F
 _ONE_VARINT = re.compile(rb"[\x80-\xff]*[\x00-\x7f]", re.DOTALL)
+# What follows the event time of a source of one row: tag and length of the commits, and one of them.
+_ONE_COMMIT = re.compile(rb"\x1a.[\x80-\xff]*[\x00-\x7f]", re.DOTALL)
+# Tag and length of the event time of one row.
+_ONE_TIME = b"\x12\x08"
 _INSTANT = struct.Struct("<q")
 
 Look = Callable[[bytes], tuple[str, DataType]]
@@ -145,6 +151,33 @@ class Forms:
             self._known.remember(beginning, form)
         if len(end) <= END_BYTES_MAX and len(form.ends) < ENDS_MAX:
             form.ends.add(end)
+
+
+class Sources:
+    """Sources of one row, each the group that comes first, an event time and a commit: groups are recognised.
+
+    `look` looks closely at one: it answers the bytes of its group when all is right, and raises InvalidValue otherwise.
+    Several threads may use it at once.
+    """
+
+    def __init__(self, look: Callable[[bytes], bytes]) -> None:
+        self._look = look
+        self._groups = Memory[bool](GROUPS_MAX)
+
+    def check(self, sources: Iterable[bytes]) -> None:
+        """Raises InvalidValue, or IndexError for what is no source, unless all is right with them."""
+        for source in sources:
+            start = source[1] + 4
+            beginning = source[:start]
+            if (
+                self._groups.get(beginning)
+                and _ONE_COMMIT.fullmatch(source, start + _INSTANT.size)
+                and MICROS_MIN <= _INSTANT.unpack_from(source, start)[0] <= MICROS_MAX
+            ):
+                continue
+            group = self._look(source)
+            if len(group) < _LENGTH_END and beginning == bytes((_DELIMITED, len(group))) + group + _ONE_TIME:
+                self._groups.remember(beginning, True)
 
 
 def _is_short(outer: bytes) -> bool:

@@ -8,7 +8,6 @@ look at one of them; every other record is looked at thoroughly, and that alone 
 from __future__ import annotations
 
 import functools
-import re
 import struct
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -33,8 +32,9 @@ from services.logger.codec import (
     decode_record,
     decode_source,
 )
-from services.logger.forms import Forms, Memory
+from services.logger.forms import Forms, Sources
 from services.logger.records import PREDICTION_ID, Incarnation, LogRecord, QuarantinedRange, RecordKeys
+from services.logger.scalars import int64_of_varint
 from services.logger.targets import check_keys, part_of, parts_of, target_of_parts
 from services.runtime.errors import LimitExceeded
 
@@ -45,15 +45,8 @@ APPEND_BYTES_MAX = 4 << 20
 RECORD_BYTES_MAX = APPEND_BYTES_MAX - 4_096
 
 
-# Versions of groups that are known.
-GROUPS_MAX = 4_096
 # Combinations of replica, deployment, model, view and caller; of more, those used last are remembered.
 ORIGINS_MAX = 1_024
-# What follows the event time of a source of one row: tag and length of the commits, and one of them.
-_ONE_COMMIT = re.compile(rb"\x1a.[\x80-\xff]*[\x00-\x7f]", re.DOTALL)
-# Tag and length of the event time of one row.
-_ONE_TIME = b"\x12\x08"
-_MICROS = struct.Struct("<q")
 _INT64 = struct.Struct(">q")
 
 
@@ -64,7 +57,7 @@ class ArrivingRecords:
         self._keys = Forms(_look_at_key)
         self._columns = Forms(_look_at_column)
         self._features = Forms(_look_at_feature, column_at=2)
-        self._groups = Memory[bool](GROUPS_MAX)
+        self._sources = Sources(_look_at_source)
 
     def decode(
         self, request: prediction_log_pb2.AppendRecordsRequest
@@ -143,8 +136,7 @@ class ArrivingRecords:
         others = self._columns.names(outline.request_features), self._features.names(outline.features)
         if not outputs or any(len(set(names)) != len(names) for names in (outputs, *others)):
             return None
-        for source in outline.sources:
-            self._check_source(source)
+        self._sources.check(outline.sources)
         return LogRecord(
             source=origin.source,
             first_sequence=message.first_sequence,
@@ -165,7 +157,9 @@ class ArrivingRecords:
             if form is not None:
                 value = column[form.start : form.stop]
                 name = form.name
-                part = part_of(name, form.type, _INT64.pack(_signed(value)) if form.type is DataType.INT64 else value)
+                part = part_of(
+                    name, form.type, _INT64.pack(int64_of_varint(value)) if form.type is DataType.INT64 else value
+                )
             else:
                 key = _key(column)
                 name, (part,) = key.name, parts_of(key)
@@ -174,22 +168,6 @@ class ArrivingRecords:
         if len(parts) != len(columns) or len(parts) > VIEW_KEYS_MAX:
             raise InvalidValue("entity_keys", "hold one twice, or are too many")
         return parts
-
-    def _check_source(self, source: bytes) -> None:
-        """Raises InvalidValue or IndexError for a source of one row with which something is wrong."""
-        start = source[1] + 4
-        group = source[:start]
-        if (
-            self._groups.get(group)
-            and _ONE_COMMIT.fullmatch(source, start + _MICROS.size)
-            and MICROS_MIN <= _MICROS.unpack_from(source, start)[0] <= MICROS_MAX
-        ):
-            return
-        logged = prediction_log_pb2.LoggedSource.FromString(source)
-        check_sources([logged], 1)
-        reference = logged.group.SerializeToString()
-        if len(reference) < 0x80 and group == bytes((0x0A, len(reference))) + reference + _ONE_TIME:
-            self._groups.remember(group, True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,12 +238,11 @@ def _look_at_feature(data: bytes) -> tuple[str, DataType]:
     return feature.column.name, decode_column(feature.column).type
 
 
-def _signed(varint: bytes) -> int:
-    """The int64 of protobuf's variable-length form."""
-    value = 0
-    for byte in reversed(varint):
-        value = value << 7 | byte & 0x7F
-    return value - (1 << 64) if value >> 63 else value
+def _look_at_source(data: bytes) -> bytes:
+    """The bytes of the group in those of a source of one row. Raises InvalidValue."""
+    source = prediction_log_pb2.LoggedSource.FromString(data)
+    check_sources([source], 1)
+    return source.group.SerializeToString()
 
 
 class WireRecords:

@@ -30,3 +30,11 @@ def encode_rows(column: Column) -> list[bytes]:
     if column.type is DataType.STRING:
         return [value.encode() for value in values]
     return [_PACKED[column.type].pack(value) for value in values]
+
+
+def int64_of_varint(data: bytes) -> int:
+    """The int64 of protobuf's variable-length form."""
+    value = 0
+    for byte in reversed(data):
+        value = value << 7 | byte & 0x7F
+    return value - (1 << 64) if value >> 63 else value
