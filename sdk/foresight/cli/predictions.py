@@ -13,11 +13,13 @@ import typer
 from foresight.cli.arguments import Json, State, open_client, parse_instant, parse_setting, parse_settings
 from foresight.cli.files import check_columns, read_file
 from foresight.cli.terminal import instant, plain, show, table, working
-from foresight.client import Client, DataType, FeatureView, Field, Predictions
+from foresight.client import Client, DataType, Explanation, FeatureView, Field, Predictions
 from foresight.client.frames import EVENT_TIME
 
 PANEL = "Predictions"
 ROWS_PER_CALL = 1_024
+# More are not explained at once.
+EXPLAINED_PER_CALL = 16
 # Requests of so many rows keep the service busy, and leave it time for others.
 CALLS_AHEAD = 4
 _OBSERVED_AT = Field("observed_at", DataType.TIMESTAMP)
@@ -44,6 +46,10 @@ def predict(
         datetime | None,
         typer.Option(parser=parse_instant, metavar="INSTANT", help="Read features as of this time; default: now."),
     ] = None,
+    explain: Annotated[
+        bool,
+        typer.Option("--explain", help="Say what each input of the model adds to the score, beginning at its base."),
+    ] = False,
     state: State = None,
     as_json: Json = False,
 ) -> None:
@@ -55,7 +61,11 @@ def predict(
         fields = {field.name: field for field in _asked(client, deployment)}
         answers: Iterable[Predictions]
         if rows is None:
-            answers = [client.predict(deployment, parse_settings(given, fields), event_time=event_time)]
+            question = parse_settings(given, fields)
+            answers = [client.predict(deployment, question, event_time=event_time, explain=explain)]
+        elif explain:
+            questions = _slices(read_file(rows, fields.values()), EXPLAINED_PER_CALL)
+            answers = (client.predict(deployment, q, event_time=event_time, explain=True) for q in questions)
         else:
             questions = _slices(read_file(rows, fields.values()))
             answers = client.predict_stream(deployment, questions, event_time=event_time, in_flight=CALLS_AHEAD)
@@ -63,7 +73,7 @@ def predict(
         for answer in answers:
             records += _records(answer)
             progress("predicting", len(records))
-    drawn = [{**r, "missing": [_in_words(*m) for m in r["missing"].items()]} for r in records]
+    drawn = [{**r, "missing": [_in_words(*m) for m in r["missing"].items()], **_drawn(r)} for r in records]
     show(as_json, records, table(drawn, "no rows"))
 
 
@@ -139,9 +149,9 @@ def _asked(client: Client, deployment: str) -> tuple[Field, ...]:
     return (*view.entity_keys, *view.request_features)
 
 
-def _slices(questions: pa.Table) -> Iterator[pa.Table]:
-    for start in range(0, questions.num_rows, ROWS_PER_CALL):
-        yield questions.slice(start, ROWS_PER_CALL)
+def _slices(questions: pa.Table, rows: int = ROWS_PER_CALL) -> Iterator[pa.Table]:
+    for start in range(0, questions.num_rows, rows):
+        yield questions.slice(start, rows)
 
 
 def _records(answer: Predictions) -> Iterator[dict[str, Any]]:
@@ -161,7 +171,23 @@ def _records(answer: Predictions) -> Iterator[dict[str, Any]]:
             "model": answer.model,
             "event_time": answer.event_time,
             "missing": missing.get(row, {}),
+            **_explained(answer.explanation, row),
         }
+
+
+def _explained(explanation: Explanation | None, row: int) -> dict[str, Any]:
+    if explanation is None:
+        return {}
+    of_row = {"base": explanation.base[row], "score": explanation.score[row], "contributions": explanation.of(row)}
+    return {"explanation": {"output": explanation.output, **of_row}}
+
+
+def _drawn(record: dict[str, Any]) -> dict[str, list[str]]:
+    """The explanation in a record as lines: the base, then what inputs add, the largest first."""
+    if (explanation := record.get("explanation")) is None:
+        return {}
+    added = [f"{name} {value:+.4g}" for name, value in explanation["contributions"].items() if value]
+    return {"explanation": [f"base {explanation['base']:.4g}", *added]}
 
 
 def _in_words(feature: str, missing: dict[str, Any]) -> str:

@@ -31,6 +31,7 @@ from foresight.client.errors import (
     Unimplemented,
 )
 from foresight.client.estimators import Estimator
+from foresight.client.explanations import Explanation
 from foresight.client.features import Registration, VersionRef, transform
 from foresight.client.flywheel import Decision
 from foresight.client.ledger import IngestionStatus, LedgerRow
@@ -92,6 +93,7 @@ __all__ = [
     "Erasure",
     "Estimator",
     "Expectation",
+    "Explanation",
     "FailedPrecondition",
     "FailurePolicy",
     "FeatureGroup",

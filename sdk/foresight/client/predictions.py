@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from foresight.client.connection import PREDICT_S, READ_S, Calls, Connection, Headers
 from foresight.client.datasets import decode_ref
 from foresight.client.errors import NotFound
+from foresight.client.explanations import Explanation, decode_explanation
 from foresight.client.features import VersionRef, describe_view, encode_optional, read_rows
 from foresight.client.frames import Output, Progress, from_table
 from foresight.client.rows import encode_rows
@@ -51,7 +52,8 @@ class MissingFeature:
 class Predictions:
     """Answers for n rows: `outputs` has a list of n values per output, `pandas.DataFrame(answer.outputs)` a table.
 
-    `repeated`: they had been given before, to an earlier call with the same request id.
+    `repeated`: they had been given before, to an earlier call with the same request id. `explanation` is there when it
+    was asked for, unless the model has no score for a mix of a row and its example rows.
     """
 
     ids: list[str]
@@ -60,6 +62,7 @@ class Predictions:
     event_time: datetime
     missing: list[MissingFeature]
     repeated: bool = False
+    explanation: Explanation | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -148,6 +151,7 @@ class PredictionCalls(Calls):
         *,
         event_time: datetime | None = None,
         request_id: str = "",
+        explain: bool = False,
         timeout_s: float = PREDICT_S,
     ) -> Predictions:
         """Predicts for 1 to 1,024 rows: a DataFrame, a list of dicts, a dict of lists, or a dict for a single row.
@@ -158,8 +162,11 @@ class PredictionCalls(Calls):
         When an answer is lost it is asked again. Without a `request_id` that is a new prediction with its own id, and
         the unanswered one stays in the log. With one (at most 128 bytes, yours to choose, `uuid.uuid4().hex` will do)
         the repeat gets the first answer, also when you call again with the same rows within 10 minutes.
+
+        With `explain` the answer says what each input of the model adds to a row's score, for at most 16 rows. Raises
+        FailedPrecondition for a model that was trained before models carried example rows.
         """
-        request = encode_request(deployment, rows, event_time, request_id)
+        request = encode_request(deployment, rows, event_time, request_id, explain=explain)
         headers = request_headers(request_id)
         return decode_predictions(self._connection.call(self._predictor.Predict, request, timeout_s, headers=headers))
 
@@ -232,7 +239,7 @@ class PredictionCalls(Calls):
 
 
 def encode_request(
-    deployment: str, rows: Any, event_time: datetime | None, request_id: str
+    deployment: str, rows: Any, event_time: datetime | None, request_id: str, *, explain: bool = False
 ) -> prediction_pb2.PredictRequest:
     """The request for rows as `predict` takes them. Raises InvalidValue."""
     return prediction_pb2.PredictRequest(
@@ -240,6 +247,7 @@ def encode_request(
         columns=encode_rows(rows),
         event_time=encode_optional(event_time),
         request_id=request_id,
+        explain=explain,
     )
 
 
@@ -252,6 +260,7 @@ def decode_predictions(answer: prediction_pb2.PredictResponse) -> Predictions:
         event_time=decode_instant(answer.event_time),
         missing=[_decode_missing(m) for m in answer.missing],
         repeated=answer.repeated_answer,
+        explanation=decode_explanation(answer.explanation) if answer.HasField("explanation") else None,
     )
 
 

@@ -20,6 +20,7 @@ from foresight.logger.v1 import outcome_pb2, prediction_log_pb2
 from foresight.predictor.v1 import prediction_pb2
 from foresight.tables import decode_table, encode_table
 from foresight.trainer.v1 import batch_prediction_pb2, flywheel_pb2, model_registry_pb2, training_pb2
+from foresight.types.v1 import types_pb2
 from foresight.values import Column, DataType, InvalidValue, MissingPolicy, ViewFeature, ViewSource, Violation
 from foresight.wire import decode_column, decode_view, encode_column, encode_group, encode_instant, encode_view
 from services.runtime import errors
@@ -329,6 +330,44 @@ def test_predict_asks_with_the_types_of_the_view(run: Run, deployed: FakeForesig
     [request] = deployed.requests("Predict")
     assert {c.name: decode_column(c).to_list() for c in request.columns} == {"origin": ["123"], "hour": [17]}
     assert request.event_time == encode_instant(NOON)
+
+
+def test_predict_explains_sixteen_rows_at_a_time(run: Run, deployed: FakeForesight, file: Any) -> None:
+    """Drawn with the largest contribution first, what adds nothing left out; as JSON with all."""
+
+    def floats(name: str, value: float, n: int) -> types_pb2.Column:
+        return encode_column(Column.build(name, DataType.FLOAT64, [value] * n))
+
+    def answer(request: Any) -> prediction_pb2.PredictResponse:
+        n = len(decode_column(request.columns[0]))
+        return prediction_pb2.PredictResponse(
+            prediction_ids=[f"id-{row}" for row in range(n)],
+            model=ref("delays", 2),
+            event_time=encode_instant(NOON),
+            explanation=prediction_pb2.Explanation(
+                output="probability",
+                base=floats("base", 0.5, n),
+                score=floats("score", 0.25, n),
+                contributions=[floats("wind", 0.125, n), floats("gust", 0.0, n), floats("hour", -0.375, n)],
+            ),
+        )
+
+    deployed.on("Predict", answer)
+    drawn = run("predict", "live", "--set", "origin=123", "--set", "hour=17", "--explain").stdout
+    assert drawn.index("base 0.5") < drawn.index("hour -0.375") < drawn.index("wind +0.125")
+    assert "gust" not in drawn
+    rows = file("ask.csv", "origin,hour\n" + "123,17\n" * 20)
+    answers = _json(run("predict", "live", "--rows", rows, "--explain", "--json"))
+    assert len(answers) == 20
+    assert answers[19]["explanation"] == {
+        "output": "probability",
+        "base": 0.5,
+        "score": 0.25,
+        "contributions": {"hour": -0.375, "wind": 0.125, "gust": 0.0},
+    }
+    requests = deployed.requests("Predict")
+    assert all(request.explain for request in requests)
+    assert [len(decode_column(request.columns[0])) for request in requests] == [1, 16, 4]
 
 
 def test_predict_asks_for_the_rows_of_a_file_in_parts(run: Run, deployed: FakeForesight, file: Any) -> None:

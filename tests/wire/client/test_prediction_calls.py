@@ -19,6 +19,7 @@ from foresight.feature_store.v1 import offline_pb2, online_pb2, registry_pb2
 from foresight.logger.v1 import outcome_pb2, prediction_log_pb2
 from foresight.predictor.v1 import prediction_pb2
 from foresight.tables import encode_table
+from foresight.types.v1 import types_pb2
 from foresight.values import Column, micros_from_instant
 from foresight.wire import decode_column, encode_column, encode_instant
 from services.runtime import errors
@@ -60,6 +61,33 @@ def test_a_prediction_is_asked_with_typed_columns_and_answered_with_plain_values
     [request] = fake.requests("Predict")
     assert (request.deployment, request.event_time) == ("delays", encode_instant(NOON))
     assert [decode_column(column).to_list() for column in request.columns] == [["JFK", None], [17, 18]]
+
+
+def test_an_explanation_is_lists_and_a_frame(client: Client, fake: FakeForesight) -> None:
+    """What each input adds, by name; without one there is none."""
+
+    def floats(name: str, *values: float) -> types_pb2.Column:
+        return encode_column(Column.build(name, DataType.FLOAT64, values))
+
+    explanation = prediction_pb2.Explanation(
+        output="probability",
+        base=floats("base", 0.5, 0.5),
+        score=floats("score", 0.25, 0.75),
+        contributions=[floats("wind", 0.0, 0.5), floats("hour", -0.25, -0.25)],
+    )
+    answer = prediction_pb2.PredictResponse(
+        prediction_ids=["a", "b"], event_time=encode_instant(NOON), explanation=explanation
+    )
+    fake.on("Predict", answer)
+    found = client.predict("delays", [{"hour": 17}, {"hour": 18}], explain=True).explanation
+    assert found is not None
+    assert (found.output, found.base, found.score, len(found)) == ("probability", [0.5, 0.5], [0.25, 0.75], 2)
+    assert found.to_frame().to_dict("list") == {"wind": [0.0, 0.5], "hour": [-0.25, -0.25]}
+    assert list(found.of(0).items()) == [("hour", -0.25), ("wind", 0.0)]
+    assert list(found.of(1).items()) == [("wind", 0.5), ("hour", -0.25)]
+    answer.ClearField("explanation")
+    assert client.predict("delays", {"hour": 17}).explanation is None
+    assert [r.explain for r in fake.requests("Predict")] == [True, False]
 
 
 def test_outcomes_go_by_id_or_by_key_in_calls_of_ten_thousand(client: Client, fake: FakeForesight) -> None:

@@ -83,7 +83,9 @@ class PredictRequest(_message.Message):
     differs from the first. Empty: every call is a new prediction.
     """
     explain: _builtins.bool
-    """Asks for an explanation of each row's score; then at most 16 rows."""
+    """Asks for an explanation of each row's score; then at most 16 rows. FAILED_PRECONDITION for a model without example
+    rows, RESOURCE_EXHAUSTED with RetryInfo while too many are asked for; then nothing is predicted or logged.
+    """
     @_builtins.property
     def columns(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Column]:
         """Every entity key of the view and every request feature exactly once, n from 1 to 1,024 rows each, of the
@@ -188,7 +190,10 @@ Global___ArmAnswer: _TypeAlias = ArmAnswer  # noqa: Y015
 
 @_typing.final
 class Explanation(_message.Message):
-    """Why rows have the scores that they have: base + sum of contributions = score, for each row."""
+    """Why rows have the scores that they have: base + sum of contributions = score in each row, within 1e-9 of the greatest
+    of them. The same row has the same contributions whenever it is asked for and whatever with, as long as the model is
+    the same. All columns are FLOAT64.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -210,7 +215,9 @@ class Explanation(_message.Message):
 
     @_builtins.property
     def contributions(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Column]:
-        """What each input of the model adds, one column per input, n rows each."""
+        """What each input of the model adds, one column per input in the model's order, n rows each: Shapley values against
+        the example rows, exact up to 8 inputs that differ from them, sampled from there on.
+        """
 
     def __init__(
         self,
@@ -272,7 +279,7 @@ class PredictResponse(_message.Message):
 
     @_builtins.property
     def explanation(self) -> Global___Explanation:
-        """Set when it was asked for."""
+        """Set when it was asked for, unless the model has no finite score for a mix of a row and its example rows."""
 
     def __init__(
         self,
@@ -629,15 +636,23 @@ class ServingDeployment(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     READY_FIELD_NUMBER: _builtins.int
     CAUSE_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    ARMS_FIELD_NUMBER: _builtins.int
     deployment: _builtins.str
     """Deployment."""
     ready: _builtins.bool
     """True: it answers."""
     cause: _builtins.str
-    """Why the version that should answer does not; empty when it does."""
+    """Why what should answer does not; empty when it does. Shadows have causes of their own."""
+    etag: _builtins.str
+    """Etag of the deployment as it answers here; empty while nothing does."""
     @_builtins.property
     def model(self) -> _types_pb2.VersionRef:
         """Model version that answers; unset while none is ready."""
+
+    @_builtins.property
+    def arms(self) -> _containers.RepeatedCompositeFieldContainer[Global___ServingArm]:
+        """The arms that it should have, when they are several."""
 
     def __init__(
         self,
@@ -646,14 +661,60 @@ class ServingDeployment(_message.Message):
         model: _types_pb2.VersionRef | None = ...,
         ready: _builtins.bool = ...,
         cause: _builtins.str = ...,
+        etag: _builtins.str = ...,
+        arms: _abc.Iterable[Global___ServingArm] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "deployment", b"deployment", "model", b"model", "ready", b"ready"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arms", b"arms", "cause", b"cause", "deployment", b"deployment", "etag", b"etag", "model", b"model", "ready", b"ready"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ServingDeployment: _TypeAlias = ServingDeployment  # noqa: Y015
+
+@_typing.final
+class ServingArm(_message.Message):
+    """An arm of a deployment as this replica sees it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ARM_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
+    SHADOW_FIELD_NUMBER: _builtins.int
+    READY_FIELD_NUMBER: _builtins.int
+    CAUSE_FIELD_NUMBER: _builtins.int
+    arm: _builtins.str
+    """Name of the arm."""
+    weight: _builtins.int
+    """Its weight."""
+    shadow: _builtins.bool
+    """True: it scores for the log alone."""
+    ready: _builtins.bool
+    """True: it answers, or scores."""
+    cause: _builtins.str
+    """Why it does not; empty when it does."""
+    @_builtins.property
+    def model(self) -> _types_pb2.VersionRef:
+        """Version that it should serve."""
+
+    def __init__(
+        self,
+        *,
+        arm: _builtins.str = ...,
+        model: _types_pb2.VersionRef | None = ...,
+        weight: _builtins.int = ...,
+        shadow: _builtins.bool = ...,
+        ready: _builtins.bool = ...,
+        cause: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arm", b"arm", "cause", b"cause", "model", b"model", "ready", b"ready", "shadow", b"shadow", "weight", b"weight"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ServingArm: _TypeAlias = ServingArm  # noqa: Y015
 
 @_typing.final
 class ListServingResponse(_message.Message):
