@@ -20,6 +20,7 @@ from inference import grpc_service_pb2_grpc
 from services.predictor.admission import Admission
 from services.predictor.answer_codec import AnswerCodec
 from services.predictor.answer_journal import AnswerJournal
+from services.predictor.arms import Arms
 from services.predictor.artifacts import ArtifactCache
 from services.predictor.config import PredictorSettings
 from services.predictor.deployments import Deployments
@@ -34,6 +35,7 @@ from services.predictor.record_codec import decode_record, encode_records
 from services.predictor.repeats import Repeats
 from services.predictor.servicer import SERVICE, PredictionServicer
 from services.predictor.serving_file import ServingFile
+from services.predictor.shadows import Shadows
 from services.predictor.shipping import Shipper
 from services.predictor.spool import Spool, SpoolInUse
 from services.predictor.streams import Streams
@@ -50,6 +52,8 @@ from services.runtime.server import Server
 from services.runtime.settings import load_settings
 
 FLUSH_S = 2.0
+# What shadows are given to end when the process stops.
+SHADOWS_S = 0.5
 
 
 def main() -> None:
@@ -101,9 +105,11 @@ async def serve(settings: PredictorSettings) -> None:
             admission=Admission(settings.queue_rows_max),
             window_s=settings.gather_ms / 1_000,
         )
+        shadows = Shadows(predictor.score_beside, lambda: predictor.admitted_rows, telemetry.shadowed)
+        arms = Arms(deployments, predictor, shadows, clock)
         journal = AnswerJournal(settings.cache_folder / "answers" / settings.replica, settings.repeats_bytes_max)
         repeats = Repeats(
-            *(predictor, AnswerCodec(), journal, clock),
+            *(arms, AnswerCodec(), journal, clock),
             bytes_max=settings.repeats_bytes_max,
             on_repeat=telemetry.repeated,
         )
@@ -118,11 +124,14 @@ async def serve(settings: PredictorSettings) -> None:
         telemetry.watch("last_known_bytes", "About how many bytes last known values take", lambda: last_known.bytes)
         telemetry.watch("feature_store_away", "1 while the feature store does not answer", lambda: lookup.away)
         telemetry.watch("answers_remembered", "Answers that a repeated request gets again", lambda: repeats.remembered)
+        telemetry.watch("shadow_rows", "Rows that wait for shadows or are scored by them", lambda: shadows.rows)
         telemetry.watch("models_loaded", "Models in memory", lambda: models.loaded)
 
         await stack.enter_async_context(_running(deployments.run()))
         await stack.enter_async_context(_running(shipper.run()))
         stack.push_async_callback(shipper.flush, FLUSH_S)
+        await stack.enter_async_context(_running(shadows.run()))
+        stack.push_async_callback(shadows.close, SHADOWS_S)
 
         async def ready() -> bool:
             # A full spool is answered per call, with its reason; only one that needs an operator stops the traffic.
@@ -134,7 +143,7 @@ async def serve(settings: PredictorSettings) -> None:
         telemetry.watch("streams_open", "Streams of requests under way", lambda: streams.open)
         servicer = PredictionServicer(repeats, verifier, deployments, spool, streams)
         prediction_pb2_grpc.add_PredictionServiceServicer_to_server(servicer, server.grpc)
-        inference = InferenceServicer(predictor, deployments, streams, ready, importlib.metadata.version("foresight"))
+        inference = InferenceServicer(arms, deployments, streams, ready, importlib.metadata.version("foresight"))
         grpc_service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(inference, server.grpc)
         await server.run([SERVICE, INFERENCE_SERVICE], ready)
 

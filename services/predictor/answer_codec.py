@@ -8,7 +8,7 @@ from foresight.values import FeatureStatus, MissingPolicy
 from foresight.wire import decode_column, decode_instant
 from services.predictor.explaining import Explanation
 from services.predictor.policies import Missing
-from services.predictor.prediction import Answer
+from services.predictor.prediction import Answer, AnsweredRows
 from services.predictor.prediction_codec import encode_answer
 from services.predictor.versions import VersionRef
 
@@ -30,6 +30,7 @@ class AnswerCodec:
             event_time=decode_instant(message.event_time),
             missing=[_decode_missing(m) for m in message.missing],
             repeated=message.repeated_answer,
+            arms=tuple(AnsweredRows(a.arm, _decode_ref(a.model), tuple(a.rows)) for a in message.arms),
             explanation=_decode_explanation(message.explanation) if message.HasField("explanation") else None,
         )
 

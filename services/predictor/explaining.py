@@ -45,6 +45,12 @@ class Explanation:
     contributions: tuple[Column, ...]
 
 
+def check_explainable(rows: int) -> None:
+    """Raises InvalidValue for too many rows."""
+    if rows > EXPLAINED_ROWS_MAX:
+        raise InvalidValue("explain", f"is for at most {EXPLAINED_ROWS_MAX} rows at once, not {rows}")
+
+
 class _Abandoned(Exception):
     """Whoever asked has gone."""
 
@@ -64,8 +70,7 @@ class Explanations:
         Raises InvalidValue for too many rows, FailedPrecondition for a model without an example that it can score, and
         Overloaded when too many are under way or they take longer than the caller waits.
         """
-        if rows > EXPLAINED_ROWS_MAX:
-            raise InvalidValue("explain", f"is for at most {EXPLAINED_ROWS_MAX} rows at once, not {rows}")
+        check_explainable(rows)
         if model.background is None:
             raise FailedPrecondition(
                 "the model carries no example rows to explain its predictions with; train it again to have them"

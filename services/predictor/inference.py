@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from foresight.values import Column, Field, InvalidValue, Violation
 from foresight.values.errors import quoted
 from services.predictor.questions import ROWS_MAX
-from services.predictor.serving import Served
+from services.predictor.serving import Served, ServedArms
 from services.predictor.tensor_columns import NUMBERS, column_of, columns_of_matrix, place_of
 from services.predictor.tensors import Tensor
 from services.runtime.errors import NotFound
@@ -34,11 +34,14 @@ class Inputs:
     given: bool
 
 
-def check_version(served: Served, version: str) -> Served:
-    """The version that serves, when it is the one that is asked for; '' asks for whichever. Raises NotFound."""
-    if version not in ("", str(served.deployment.version.model.version)):
-        raise NotFound("version", f"{quoted(version)} of {served.deployment.name} that serves")
-    return served
+def check_version(serving: ServedArms, version: str) -> Served:
+    """What serves a version, the first arm that does; '' asks for the first arm. Raises NotFound."""
+    if not version:
+        return serving.first
+    for arm in serving.arms:
+        if version == str(arm.served.deployment.version.model.version):
+            return arm.served
+    raise NotFound("version", f"{quoted(version)} of {serving.deployment.name} that serves")
 
 
 def read_inputs(served: Served, tensors: Sequence[Tensor]) -> Inputs:

@@ -213,6 +213,8 @@ def encode_answer(request: InferRequest, answer: Answer) -> messages.ModelInferR
     parameters["missing_count"].int64_param = len(answer.missing)
     if answer.missing:
         parameters["missing"].string_param = ",".join(map(_missing_text, answer.missing[:MISSING_SHOWN_MAX]))
+    if answer.arms:
+        parameters["arms"].string_param = ",".join(_arms_by_row(answer))
     return response
 
 
@@ -223,6 +225,14 @@ def encode_failure(request_id: str, code: str, reason: str, message: str) -> mes
     response.infer_response.parameters["code"].string_param = code
     response.infer_response.parameters["reason"].string_param = reason
     return response
+
+
+def _arms_by_row(answer: Answer) -> list[str]:
+    arms = [""] * len(answer.prediction_ids)
+    for arm in answer.arms:
+        for row in arm.rows:
+            arms[row] = arm.arm
+    return arms
 
 
 def _missing_text(missing: Missing) -> str:

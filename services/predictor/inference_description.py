@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from foresight.values import Field
 from foresight.values.errors import quoted
 from services.predictor.inference import outputs_of, takes_matrix
-from services.predictor.serving import Served, ServingState
+from services.predictor.serving import Served, ServedArms, ServingState
 from services.predictor.tensor_columns import DATATYPES, row_shape
 from services.runtime.errors import NotFound
 
@@ -69,24 +69,44 @@ def describe(served: Served) -> Description:
 
 
 def index(states: Sequence[ServingState], *, ready_only: bool) -> list[Indexed]:
-    """The version that serves of each deployment, then the one that should."""
+    """The versions that serve of each deployment, then those that should."""
     entries = []
     for state in states:
-        if state.model is not None:
-            entries.append(Indexed(state.deployment, str(state.model.version), READY, ""))
-        if state.cause and not ready_only:
-            how = UNAVAILABLE if state.failed else LOADING
-            entries.append(Indexed(state.deployment, str(state.wanted.version), how, state.cause))
+        ready = _ready(state)
+        entries += [Indexed(state.deployment, version, READY, "") for version in ready]
+        if not ready_only:
+            entries += [
+                Indexed(state.deployment, version, UNAVAILABLE if failed else LOADING, cause)
+                for version, (cause, failed) in _lacking(state).items()
+            ]
     return entries
 
 
 def is_ready(state: ServingState, version: str) -> bool:
     """Whether a version answers; '' asks for whichever. Raises NotFound for one that neither serves nor should."""
-    if state.model is not None and version in ("", str(state.model.version)):
+    ready = _ready(state)
+    if version in ready or (not version and ready):
         return True
-    if version in ("", str(state.wanted.version)):
+    if not version or version in _lacking(state):
         return False
     raise NotFound("version", f"{quoted(version)} of {state.deployment}")
+
+
+def versions_of(serving: ServedArms) -> list[str]:
+    """The versions that serve, each once."""
+    return list(dict.fromkeys(str(arm.served.deployment.version.model.version) for arm in serving.arms))
+
+
+def _ready(state: ServingState) -> list[str]:
+    """The versions that serve, each once: that of the first arm, then those of others."""
+    models = [state.model, *(arm.model for arm in state.arms if arm.ready)]
+    return list(dict.fromkeys(str(model.version) for model in models if model is not None))
+
+
+def _lacking(state: ServingState) -> dict[str, tuple[str, bool]]:
+    """The versions that should serve and do not, each with the cause and whether it was tried in vain."""
+    lacking = {str(state.wanted.version): (state.cause, state.failed)} if state.cause else {}
+    return lacking | {str(arm.model.version): (arm.cause, arm.failed) for arm in state.arms if arm.cause}
 
 
 def _described(fields: Sequence[Field]) -> tuple[Described, ...]:

@@ -11,6 +11,7 @@ from google.rpc import status_pb2
 
 from foresight.values import InvalidValue
 from inference import grpc_service_pb2, grpc_service_pb2_grpc, model_config_pb2
+from services.predictor.arms import find_arm
 from services.predictor.deployments import Deployments
 from services.predictor.inference import check_outputs, check_version, read_inputs
 from services.predictor.inference_codec import InferRequest, decode_request, encode_answer, encode_failure
@@ -22,10 +23,11 @@ from services.predictor.inference_description import (
     describe,
     index,
     is_ready,
+    versions_of,
 )
 from services.predictor.prediction import Predicting, Request
 from services.predictor.questions import ROWS_MAX
-from services.predictor.servicer import CALLER_CHARACTERS_MAX
+from services.predictor.servicer import CALLER_CHARACTERS_MAX, forced_arm_of
 from services.predictor.serving import Served
 from services.predictor.streams import Streams
 from services.runtime.boundary import request_id_of
@@ -86,10 +88,11 @@ class InferenceServicer(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
         self, request: grpc_service_pb2.ModelMetadataRequest, context: Context
     ) -> grpc_service_pb2.ModelMetadataResponse:
         """See the proto."""
-        described = describe(self._serving(request.name, request.version))
+        serving = self._deployments.arms(request.name)
+        described = describe(check_version(serving, request.version))
         return grpc_service_pb2.ModelMetadataResponse(
             name=described.name,
-            versions=[described.version],
+            versions=[described.version] if request.version else versions_of(serving),
             platform=PLATFORM,
             inputs=[_encode_tensor(t) for t in described.inputs],
             outputs=[_encode_tensor(t) for t in described.outputs],
@@ -129,7 +132,12 @@ class InferenceServicer(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
         """See the proto."""
         if request.version and not request.name:
             raise InvalidValue("version", "goes with the name of a model")
-        chosen = [self._serving(request.name, request.version)] if request.name else self._deployments.all_serving()
+        if request.version:
+            chosen = [self._serving(request.name, request.version)]
+        elif request.name:
+            chosen = [arm.served for arm in self._deployments.arms(request.name).arms]
+        else:
+            chosen = self._deployments.all_serving()
         return grpc_service_pb2.ModelStatisticsResponse(model_stats=[_encode_statistics(served) for served in chosen])
 
     async def RepositoryIndex(
@@ -165,13 +173,16 @@ class InferenceServicer(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
         return grpc_service_pb2.RepositoryModelUnloadResponse()
 
     def _serving(self, name: str, version: str) -> Served:
-        return check_version(self._deployments.serving(name), version)
+        return check_version(self._deployments.arms(name), version)
 
     async def _infer(
         self, message: grpc_service_pb2.ModelInferRequest, context: Context
     ) -> grpc_service_pb2.ModelInferResponse:
-        caller = caller_of(context.invocation_metadata() or ())[:CALLER_CHARACTERS_MAX]
-        served = self._serving(message.model_name, message.model_version)
+        metadata = context.invocation_metadata() or ()
+        caller, forced_arm = caller_of(metadata)[:CALLER_CHARACTERS_MAX], forced_arm_of(metadata)
+        serving = self._deployments.arms(message.model_name)
+        arm = find_arm(serving, caller, forced_arm, message.model_version)
+        served = serving.first if arm is None else arm.served
         request = decode_request(message)
         check_outputs(served, request.outputs)
         inputs = read_inputs(served, request.tensors)
@@ -183,8 +194,10 @@ class InferenceServicer(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
                 caller=caller,
                 request_id=request.request_id or request_id_of(context),
                 remaining_s=_remaining_s(request, context),
-                served=served,
+                served=None if serving.several and arm is None and not inputs.given else served,
                 given=inputs.given,
+                forced_arm=forced_arm,
+                serving=serving,
             )
         )
         return encode_answer(request, answer)

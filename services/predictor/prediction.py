@@ -29,9 +29,9 @@ from services.predictor.explaining import Explaining, Explanation, Explanations
 from services.predictor.lookup import Lookup, patience_s
 from services.predictor.policies import Missing, missing_of
 from services.predictor.questions import Question, check_given, check_question
-from services.predictor.records import RecordBatch, RecordedRequest
+from services.predictor.records import RecordBatch, RecordedArm, RecordedRequest
 from services.predictor.scoring import Outcomes, Questions, Scored, Scoring
-from services.predictor.serving import Served
+from services.predictor.serving import Served, ServedArms
 from services.predictor.spool import Spool
 from services.predictor.telemetry import Telemetry
 from services.predictor.vectors import NO_VECTORS, Vectors
@@ -69,13 +69,29 @@ class Request:
     given: bool = False
     client_request_id: str = ""
     explain: bool = False
+    # The arm that the caller asks for; and the arms that may answer, as the columns were read for them. See `arms`.
+    forced_arm: str = ""
+    serving: ServedArms | None = None
+    # What is recorded of the arm, None: the deployment has one only; and whether to leave the record to the caller.
+    arm: RecordedArm | None = None
+    held: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class AnsweredRows:
+    """The rows of a request that one arm answered, ascending."""
+
+    arm: str
+    model: VersionRef
+    rows: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Answer:
     """What the client gets; `repeated`: it was given before, to an earlier request of the same name.
 
-    `explanation`: None when none was asked for, or the model has no score for a mix of a row and its example.
+    `explanation`: None when none was asked for, or the model has no score for a mix of a row and its example. `arms`
+    are empty where the deployment has one only; `unrecorded` is the record of an answer to a request that is `held`.
     """
 
     prediction_ids: tuple[str, ...]
@@ -85,6 +101,8 @@ class Answer:
     missing: list[Missing]
     repeated: bool = False
     explanation: Explanation | None = None
+    arms: tuple[AnsweredRows, ...] = ()
+    unrecorded: bytes = b""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -102,6 +120,9 @@ class _Asked:
         """Equal for requests that may share a batch: their questions have the same columns."""
         if self.question.given:
             return f"{self.served.together}, given with {len(self.question.keys)} keys"
+        if (arm := self.request.arm) is not None and arm.shadow:
+            # Nobody who waits for an answer waits for shadows.
+            return f"{self.served.together}, shadows"
         return self.served.together
 
 
@@ -190,6 +211,25 @@ class Predictor:
         served.tally.answered(question.rows, time.perf_counter() - started, self._clock())
         return answer
 
+    async def record(self, parts: Sequence[Answer]) -> None:
+        """Writes the records of answers to requests that are `held`, all or none. Raises SpoolFull."""
+        with self._telemetry.stage("spool"):
+            self._spool.append_all([(answer.unrecorded, len(answer.prediction_ids)) for answer in parts])
+            if self._fsync:
+                await asyncio.to_thread(self._spool.sync)
+
+    async def score_beside(self, request: Request) -> None:
+        """Predicts and records for a shadow: past the admission and the counts of those whom somebody waits for.
+
+        Raises what `predict` raises.
+        """
+        served = request.served or self._table.serving(request.deployment)
+        asked = _Asked(request, served, self._check(request, served), time.perf_counter())
+        try:
+            await self._batcher(asked.together).ask(asked, asked.question.rows, request.remaining_s)
+        except Expired as expired:
+            raise Unavailable("the shadow was not scored in time") from expired
+
     def _check(self, request: Request, served: Served) -> Question:
         if request.given:
             version = served.deployment.version
@@ -249,7 +289,7 @@ class Predictor:
         for position, fault in outcomes.faults.items():
             batch[position].fail(fault)
         # From here to the answers nothing waits, so that whoever is recorded is answered.
-        kept = [record for record in records if record.member.waits]
+        kept = [record for record in records if record.member.waits and not record.given_back()]
         if not kept:
             return
         with self._telemetry.stage("spool"):
@@ -370,6 +410,16 @@ class _Recorded:
     answer: Answer
     payload: bytes
 
+    def given_back(self) -> bool:
+        """Gives the record of a request that is `held` to its caller; answers whether it is one."""
+        if not self.member.work.request.held:
+            return False
+        if len(self.payload) > RECORD_BYTES_MAX:
+            self.member.fail(_too_large(self))
+        else:
+            self.member.answer(replace(self.answer, unrecorded=self.payload))
+        return True
+
 
 def _recorded_request(asked: _Asked, rows: range, now: float) -> RecordedRequest:
     return RecordedRequest(
@@ -382,6 +432,7 @@ def _recorded_request(asked: _Asked, rows: range, now: float) -> RecordedRequest
         deployment=asked.served.deployment.name,
         event_time=asked.question.event_time,
         latency_us=int((now - asked.started) * 1e6),
+        arm=asked.request.arm,
     )
 
 

@@ -23,6 +23,8 @@ class Asker:
 
     caller: str
     request_id: str
+    # The arm that he asks for, see `arms`.
+    arm: str = ""
 
 
 def decode_request(request: prediction_pb2.PredictRequest, asker: Asker, remaining_s: float | None) -> Request:
@@ -38,6 +40,7 @@ def decode_request(request: prediction_pb2.PredictRequest, asker: Asker, remaini
         remaining_s=remaining_s,
         client_request_id=request.request_id,
         explain=request.explain,
+        forced_arm=asker.arm,
     )
 
 
@@ -54,6 +57,7 @@ def decode_rows_request(
         remaining_s=remaining_s,
         client_request_id=request.request_id,
         explain=request.explain,
+        forced_arm=asker.arm,
     )
 
 
@@ -67,14 +71,15 @@ def encode_answer(answer: Answer) -> prediction_pb2.PredictResponse:
         missing=[_encode_missing(m) for m in answer.missing],
         repeated_answer=answer.repeated,
         explanation=_encode_explanation(answer.explanation),
+        arms=[prediction_pb2.ArmAnswer(arm=a.arm, model=encode_ref(a.model), rows=a.rows) for a in answer.arms],
     )
 
 
 def encode_rows_answer(answer: Answer) -> prediction_pb2.PredictRowsResponse:
     """The answer row by row."""
-    model = encode_ref(answer.model)
     outputs = encode_rows(answer.outputs, len(answer.prediction_ids))
-    return prediction_pb2.PredictRowsResponse(
+    model = encode_ref(answer.model)
+    response = prediction_pb2.PredictRowsResponse(
         rows=[
             prediction_pb2.PredictedRow(prediction_id=prediction_id, outputs=row, model=model)
             for prediction_id, row in zip(answer.prediction_ids, outputs, strict=True)
@@ -84,6 +89,11 @@ def encode_rows_answer(answer: Answer) -> prediction_pb2.PredictRowsResponse:
         repeated_answer=answer.repeated,
         explanation=_encode_explanation(answer.explanation),
     )
+    for arm in answer.arms:
+        for row in arm.rows:
+            response.rows[row].arm = arm.arm
+            response.rows[row].model.CopyFrom(encode_ref(arm.model))
+    return response
 
 
 def encode_ref(ref: VersionRef) -> types_pb2.VersionRef:

@@ -11,7 +11,7 @@ from foresight.types.v1 import types_pb2
 from foresight.wire import decode_column, decode_instant, encode_instant
 from foresight.wire.column_bytes import Bounds, columns_bytes, delimited, packed_varints, tag
 from services.predictor.policies import ResolvedFeature
-from services.predictor.records import PredictionRecord, RecordBatch, RecordedRequest
+from services.predictor.records import PredictionRecord, RecordBatch, RecordedArm, RecordedRequest
 from services.predictor.vectors import SourceRows
 from services.predictor.versions import VersionRef
 
@@ -90,11 +90,12 @@ def decode_message(message: prediction_log_pb2.PredictionRecord) -> PredictionRe
             SourceRows(_decode_ref(s.group), tuple(s.event_time_micros), tuple(s.commits)) for s in message.sources
         ),
         outputs=tuple(decode_column(c, "outputs") for c in message.outputs),
+        arm=_decode_arm(message),
     )
 
 
 def _encode_request(request: RecordedRequest) -> bytes:
-    return prediction_log_pb2.PredictionRecord(
+    message = prediction_log_pb2.PredictionRecord(
         prediction_ids=request.prediction_ids,
         request_id=request.request_id,
         client_request_id=request.client_request_id,
@@ -102,7 +103,17 @@ def _encode_request(request: RecordedRequest) -> bytes:
         deployment=request.deployment,
         event_time=encode_instant(request.event_time),
         latency_us=request.latency_us,
-    ).SerializeToString()
+    )
+    if (arm := request.arm) is not None:
+        message.arm, message.arm_probability = arm.name, arm.probability
+        message.arm_forced, message.shadow = arm.forced, arm.shadow
+    return message.SerializeToString()
+
+
+def _decode_arm(message: prediction_log_pb2.PredictionRecord) -> RecordedArm | None:
+    if not message.arm:
+        return None
+    return RecordedArm(message.arm, message.arm_probability, message.arm_forced, message.shadow)
 
 
 def _feature_bytes(feature: ResolvedFeature, bounds: Bounds) -> list[bytes]:

@@ -14,10 +14,24 @@ from services.predictor.vectors import SourceRows
 from services.predictor.versions import VersionRef
 
 
+@dataclass(frozen=True, slots=True)
+class RecordedArm:
+    """The arm that predicted; `probability`: with which entities get it, 0 for a shadow.
+
+    `forced`: it was asked for, so that the probability says nothing; `shadow`: no caller has seen the prediction.
+    """
+
+    name: str
+    probability: float
+    forced: bool
+    shadow: bool
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class PredictionRecord:
     """See `foresight.logger.v1.PredictionRecord`. `features` holds group features, then transforms.
 
+    `arm` is None where the deployment has one only.
     Where the caller gave what the model took, that is in `request_features`, and `features` and `sources` are empty.
     """
 
@@ -39,6 +53,7 @@ class PredictionRecord:
     features: tuple[ResolvedFeature, ...]
     sources: tuple[SourceRows, ...]
     outputs: tuple[Column, ...]
+    arm: RecordedArm | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,6 +69,7 @@ class RecordedRequest:
     deployment: str
     event_time: datetime
     latency_us: int
+    arm: RecordedArm | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

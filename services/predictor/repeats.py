@@ -167,7 +167,7 @@ def content_of(request: Request) -> bytes:
     """A digest of what is asked: equal for requests with the same columns in any order, event time and options."""
     digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
     asked_at = "" if request.event_time is None else request.event_time.isoformat()
-    for text in (asked_at, repr(request.given), repr(request.explain)):
+    for text in (asked_at, repr(request.given), repr(request.explain), request.forced_arm):
         _add(digest, text.encode())
     for name in sorted(request.columns):
         column = request.columns[name]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
 import grpc
 
 from foresight.predictor.v1 import prediction_pb2, prediction_pb2_grpc
-from foresight.values import InvalidValue
+from foresight.values import InvalidValue, check_name
+from services.predictor.arms import ARM_HEADER
 from services.predictor.deployments import Deployments
 from services.predictor.mismatches import Mismatch
 from services.predictor.prediction import ROWS_ON_LOOP_MAX, Predicting
@@ -22,7 +23,7 @@ from services.predictor.prediction_codec import (
     encode_ref,
     encode_rows_answer,
 )
-from services.predictor.serving import ServingState
+from services.predictor.serving import ArmState, ServingState
 from services.predictor.spool import Spool
 from services.predictor.streams import Streams
 from services.predictor.verification import Verification, Verifier
@@ -115,8 +116,14 @@ class PredictionServicer(prediction_pb2_grpc.PredictionServiceServicer):
 
 
 def _asker(context: Context) -> Asker:
-    caller = caller_of(context.invocation_metadata() or ())[:CALLER_CHARACTERS_MAX]
-    return Asker(caller, request_id_of(context))
+    metadata = context.invocation_metadata() or ()
+    return Asker(caller_of(metadata)[:CALLER_CHARACTERS_MAX], request_id_of(context), forced_arm_of(metadata))
+
+
+def forced_arm_of(metadata: Iterable[tuple[str, str | bytes]]) -> str:
+    """The arm that a caller asks for, '' for none. Raises InvalidValue."""
+    name = next((value for key, value in metadata if key == ARM_HEADER), "")
+    return check_name(name if isinstance(name, str) else "", ARM_HEADER) if name else ""
 
 
 def _encode_error(error: Exception) -> prediction_pb2.PredictStreamResponse:
@@ -148,5 +155,21 @@ def _encode_mismatch(mismatch: Mismatch) -> prediction_pb2.Mismatch:
 def _encode_state(state: ServingState) -> prediction_pb2.ServingDeployment:
     model = encode_ref(state.model) if state.model is not None else None
     return prediction_pb2.ServingDeployment(
-        deployment=state.deployment, model=model, ready=state.model is not None, cause=state.cause
+        deployment=state.deployment,
+        model=model,
+        ready=state.model is not None,
+        cause=state.cause,
+        etag=state.etag,
+        arms=[_encode_arm_state(arm) for arm in state.arms],
+    )
+
+
+def _encode_arm_state(state: ArmState) -> prediction_pb2.ServingArm:
+    return prediction_pb2.ServingArm(
+        arm=state.name,
+        model=encode_ref(state.model),
+        weight=state.weight,
+        shadow=state.shadow,
+        ready=state.ready,
+        cause=state.cause,
     )

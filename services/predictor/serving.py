@@ -52,7 +52,8 @@ class ServedArm:
 class ServedArms:
     """A deployment that answers, with its arms in order: all of them, but shadows that are not loaded (yet).
 
-    `first` answers for the deployment where an arm stands for all; `several`: the deployment has more arms than one.
+    `first` answers for the deployment where an arm stands for all; `several`: the deployment has more arms than one;
+    `shadows` are those of `arms`.
     `assignment` gives places in `arms`.
     """
 
@@ -60,6 +61,7 @@ class ServedArms:
     arms: tuple[ServedArm, ...]
     first: Served
     several: bool
+    shadows: tuple[ServedArm, ...]
     assignment: Assignment
 
     @classmethod
@@ -72,17 +74,13 @@ class ServedArms:
             if arm.name in served
         )
         assignment = Assignment(deployment.salt, [(arm.name, arm.weight) for arm in arms])
-        return cls(deployment, arms, arms[0].served, len(deployment.arms) > 1, assignment)
+        shadows = tuple(arm for arm in arms if arm.shadow)
+        return cls(deployment, arms, arms[0].served, len(deployment.arms) > 1, shadows, assignment)
 
     @property
     def complete(self) -> bool:
         """Whether every shadow is loaded, too."""
         return len(self.arms) == len(self.deployment.arms)
-
-    @property
-    def shadows(self) -> tuple[ServedArm, ...]:
-        """The shadows that are loaded."""
-        return tuple(arm for arm in self.arms if arm.shadow)
 
     def named(self, name: str) -> ServedArm | None:
         """The arm of a name, if it is loaded."""

@@ -7,6 +7,7 @@ import collections
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -18,6 +19,7 @@ STAGE_BUCKETS_S = (
     *(0.000_01, 0.000_02, 0.000_05, 0.000_1, 0.000_2, 0.000_5, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1, 5),
 )
 ROWS_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1_024)
+ShadowOutcome = Literal["recorded", "failed", "dropped"]
 STAGES = ("lookup", "transform", "score", "spool")
 _OUTCOMES: tuple[tuple[type[BaseException], str], ...] = (
     (InvalidValue, "invalid"),
@@ -60,6 +62,12 @@ class Telemetry:
         self._repeated = Counter(
             "foresight_predictor_repeated_requests",
             "Named requests that got the answer to an earlier call again",
+            registry=registry,
+        )
+        self._shadows = Counter(
+            "foresight_predictor_shadow_predictions",
+            "Predictions that shadows were to make, by what became of them",
+            ["deployment", "outcome"],
             registry=registry,
         )
         stages = Histogram(
@@ -120,6 +128,10 @@ class Telemetry:
     def repeated(self) -> None:
         """Counts a request that was answered before."""
         self._repeated.inc()
+
+    def shadowed(self, deployment: str, outcome: ShadowOutcome, rows: int) -> None:
+        """Counts predictions that shadows were to make."""
+        self._shadows.labels(deployment, outcome).inc(rows)
 
     def failed(self, deployment: str, error: BaseException) -> None:
         """Counts a request that got no answer."""

@@ -24,6 +24,7 @@ from inference import grpc_service_pb2_grpc
 from services.predictor.admission import QUEUE_ROWS_MAX, Admission
 from services.predictor.answer_codec import AnswerCodec
 from services.predictor.answer_journal import AnswerJournal
+from services.predictor.arms import Arms
 from services.predictor.artifacts import ArtifactCache
 from services.predictor.config import REPEATS_BYTES_MAX
 from services.predictor.deployments import Deployments
@@ -38,6 +39,7 @@ from services.predictor.record_codec import decode_record, encode_records
 from services.predictor.repeats import Repeats
 from services.predictor.servicer import PredictionServicer
 from services.predictor.serving_file import ServingFile
+from services.predictor.shadows import Shadows
 from services.predictor.shipping import Shipper
 from services.predictor.spool import Spool
 from services.predictor.streams import Streams
@@ -168,6 +170,7 @@ class Replica:
     metrics: Metrics
     predictor: Predictor
     streams: Streams
+    shadows: Shadows
 
 
 @dataclass
@@ -232,14 +235,17 @@ class Rig:
                 fsync=fsync,
                 explanations=explanations,
             )
+            shadows = Shadows(predictor.score_beside, lambda: predictor.admitted_rows, telemetry.shadowed)
+            arms = Arms(deployments, predictor, shadows, lambda: self.now)
             journal = AnswerJournal(self.folder / "cache/answers", REPEATS_BYTES_MAX)
-            repeats = Repeats(predictor, AnswerCodec(), journal, lambda: self.now, bytes_max=REPEATS_BYTES_MAX)
+            repeats = Repeats(arms, AnswerCodec(), journal, lambda: self.now, bytes_max=REPEATS_BYTES_MAX)
             repeats.restore()
             stack.push_async_callback(repeats.close)
             verifier = Verifier(logger, spool, decode_record, views, features, functions, trainer, models)
             shipper = Shipper(spool, logger, gather_s=0.001)
-            for loop in (deployments.run(), shipper.run()):
+            for loop in (deployments.run(), shipper.run(), shadows.run()):
                 stack.push_async_callback(_cancel, asyncio.create_task(loop))
+            stack.push_async_callback(shadows.close, 0.0)
             server = grpc.aio.server(interceptors=[Boundary(metrics)])
             streams = Streams()
             servicer = PredictionServicer(repeats, verifier, deployments, spool, streams)
@@ -248,7 +254,7 @@ class Rig:
             async def ready() -> bool:
                 return deployments.ready and spool.accepting
 
-            inference = InferenceServicer(predictor, deployments, streams, ready, "1.2.3")
+            inference = InferenceServicer(arms, deployments, streams, ready, "1.2.3")
             grpc_service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(inference, server)
             server.add_insecure_port(self.address("predictor"))
             await server.start()
@@ -256,7 +262,8 @@ class Rig:
             channel = await stack.enter_async_context(open_channel(self.address("predictor")))
             stub = prediction_pb2_grpc.PredictionServiceStub(channel)
             inference_stub = grpc_service_pb2_grpc.GRPCInferenceServiceStub(channel)
-            yield Replica(channel, stub, inference_stub, spool, deployments, shipper, metrics, predictor, streams)
+            stubs = (stub, inference_stub)
+            yield Replica(channel, *stubs, spool, deployments, shipper, metrics, predictor, streams, shadows)
 
     async def deploy_flights(self, version: int = 1, bias: float = 0.0) -> None:
         """Registers the view and a model version, and deploys it."""

@@ -45,6 +45,8 @@ class FeatureStore(online_pb2_grpc.OnlineFeatureServiceServicer, registry_pb2_gr
         self.applied_commit = 7
         self.away = False
         self.hold: asyncio.Event | None = None
+        # The view whose look-ups wait; '' means all.
+        self.held_view = ""
         self.waiting = 0
         self.lookups = 0
 
@@ -58,7 +60,7 @@ class FeatureStore(online_pb2_grpc.OnlineFeatureServiceServicer, registry_pb2_gr
 
     async def GetFeatureVectors(self, request: Any, context: Any) -> online_pb2.GetFeatureVectorsResponse:
         self.lookups += 1
-        if self.hold is not None:
+        if self.hold is not None and self.held_view in ("", request.view.name):
             self.waiting += 1
             await self.hold.wait()
         if self.away:
@@ -132,6 +134,17 @@ class Trainer(model_registry_pb2_grpc.ModelRegistryServiceServicer):
         async with self._changed:
             self.deployments[name] = model_registry_pb2.Deployment(
                 name=name, model=described.model, view=described.view, etag=str(version), version=described
+            )
+            self._changed.notify_all()
+
+    async def deploy_arms(self, name: str, *arms: model_registry_pb2.Arm, salt: str = "", etag: str = "1") -> None:
+        """Deploys arms; their models are named and looked up here."""
+        for arm in arms:
+            arm.version.CopyFrom(self.versions[(arm.model.name, arm.model.version)])
+        first = arms[0].version
+        async with self._changed:
+            self.deployments[name] = model_registry_pb2.Deployment(
+                name=name, model=first.model, view=first.view, etag=etag, version=first, arms=arms, salt=salt or name
             )
             self._changed.notify_all()
 

@@ -76,11 +76,15 @@ class PredictionRecord(_message.Message):
     latency_us: _builtins.int
     """Time from the decoded request to the answer, microseconds."""
     arm: _builtins.str
-    """Arm of the deployment that answered."""
+    """Arm of the deployment that answered; empty: the deployment had one only, and the next three say nothing."""
     arm_probability: _builtins.float
-    """Probability with which entities of the deployment get this arm: over 0, at most 1. 0 for a shadow."""
+    """Probability with which entities of the deployment get this arm, at most 1. 0 for a shadow, and for an arm without
+    a weight, which somebody asked for.
+    """
     arm_forced: _builtins.bool
-    """True: a tester had forced the arm, so that the probability says nothing about this request."""
+    """True: the arm did not depend on the entity, so that the probability says nothing about this request: somebody asked
+    for the arm or its version, or gave the features that its model takes.
+    """
     shadow: _builtins.bool
     """True: made beside the answer by a shadow arm; no caller has seen it."""
     client_request_id: _builtins.str
