@@ -33,17 +33,19 @@ class Row:
 
 class FeatureStore(online_pb2_grpc.OnlineFeatureServiceServicer, registry_pb2_grpc.FeatureRegistryServiceServicer):
     """Serves `rows[group][key]`; a replay reads the same rows, so a test that changes them after a prediction makes a
-    difference. `hold` makes look-ups wait."""
+    difference, and `earlier[group][key]` as of their commits. `hold` makes look-ups wait, `error` makes them fail."""
 
     def __init__(self) -> None:
         self.views: dict[tuple[str, int], FeatureView] = {}
         self.rows: dict[str, dict[tuple[Any, ...], Row]] = {}
+        self.earlier: dict[str, dict[tuple[Any, ...], list[Row]]] = {}
         self.max_age_micros: dict[str, int] = {}
         # By group, for replays: up to which commit the rows of everybody were erased.
         self.erased_commits: dict[str, int] = {}
         self.types: dict[str, Any] = {}
         self.applied_commit = 7
         self.away = False
+        self.error: Exception | None = None
         self.hold: asyncio.Event | None = None
         # The view whose look-ups wait; '' means all.
         self.held_view = ""
@@ -65,13 +67,23 @@ class FeatureStore(online_pb2_grpc.OnlineFeatureServiceServicer, registry_pb2_gr
             await self.hold.wait()
         if self.away:
             raise Unavailable("the online store does not answer")
+        if self.error is not None:
+            raise self.error
         return online_pb2.GetFeatureVectorsResponse(vectors=self._vectors(request))
 
     async def ReplayFeatureVectors(self, request: Any, context: Any) -> online_pb2.ReplayFeatureVectorsResponse:
-        assert request.applied_commit == self.applied_commit
-        return online_pb2.ReplayFeatureVectorsResponse(vectors=self._vectors(request))
+        assert request.applied_commit <= self.applied_commit
+        return online_pb2.ReplayFeatureVectorsResponse(vectors=self._vectors(request, request.applied_commit))
 
-    def _vectors(self, request: Any) -> online_pb2.FeatureVectors:
+    def _row(self, group: str, key: tuple[Any, ...], commit: int | None) -> Row | None:
+        latest = self.rows.get(group, {}).get(key)
+        if commit is None:
+            return latest
+        rows = [*self.earlier.get(group, {}).get(key, []), *([latest] if latest else [])]
+        known = [row for row in rows if row.commit <= commit]
+        return max(known, key=lambda row: (row.event_time_micros, row.commit), default=None)
+
+    def _vectors(self, request: Any, commit: int | None = None) -> online_pb2.FeatureVectors:
         view = self.views[(request.view.name, request.view.version)]
         keys = decode_columns(request.entity_keys, "entity_keys")
         n = len(next(iter(keys.values())))
@@ -80,9 +92,7 @@ class FeatureStore(online_pb2_grpc.OnlineFeatureServiceServicer, registry_pb2_gr
         message = online_pb2.FeatureVectors(view=request.view, applied_commit=self.applied_commit)
         fields = {f.name: f for f in view.features}
         for position, source in enumerate(view.sources):
-            found = [
-                self.rows.get(source.group, {}).get(tuple(keys[k].python(i) for k in sorted(keys))) for i in range(n)
-            ]
+            found = [self._row(source.group, tuple(keys[k].python(i) for k in sorted(keys)), commit) for i in range(n)]
             message.rows.add(
                 group=types_pb2.VersionRef(name=source.group, version=source.group_version),
                 event_time_micros=[r.event_time_micros if r else 0 for r in found],
