@@ -31,7 +31,7 @@ from gateway.upstreams import DEFAULT_LIMITS
 Json = dict[str, Any]
 
 CLIENT = "load"
-READY_S = 30.0
+READY_S = 60.0
 STOPPED_S = 6.0
 _EXTENSIONS = "type.googleapis.com/envoy.extensions"
 # Calls by their gRPC status, as the gateway saw the answers.

@@ -16,6 +16,7 @@ import signal
 import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,6 +44,8 @@ TIMES_LESS_CPU_MIN = 8
 TIMES_P99_MIN = 10
 SHARE_OF_EMPTY_MIN = 0.7
 IDLE_S = 5.0
+# The whole run is to end within 20 minutes.
+KIND_S, ROUNDS_MIN = 270.0, 3
 CALLS_MIN = 200
 
 
@@ -101,22 +104,32 @@ def measure(plan: Plan) -> Measured:
 def _measure(bench: Bench, names: Sequence[str], plan: Plan) -> Measured:
     bears = {name: bench.warm_up(name, IN_FLIGHT) for name in names}
     measured = Measured(bench.idle_cpu(IDLE_S))
-    for number in range(plan.rounds):
+    for number in _while_there_is_time(plan.rounds):
         for name in _in_turn(names, number):
             turn = bench.in_flight(name, IN_FLIGHT, max(CALLS_MIN, round(bears[name] * plan.seconds)))
             bears[name] = turn.load.per_s
             measured.in_flight[name].append(turn)
     per_s = measured.equal_per_s
-    for number in range(plan.rounds):
+    for number in _while_there_is_time(plan.rounds):
         for name in _in_turn(names, number):
             # Who bears less has as long for fewer calls.
             seconds = plan.seconds * min(1.0, _median(measured.in_flight[name], _per_s) / per_s)
             measured.equal[name].append(bench.offered(name, per_s, seconds, seed=number))
-    for share in plan.shares:
+    for number in _while_there_is_time(len(plan.shares)):
         for name in names:
-            per_s = share * _median(measured.in_flight[name], _per_s)
+            per_s = plan.shares[number] * _median(measured.in_flight[name], _per_s)
             measured.curves[name].append(bench.offered(name, per_s, plan.curve_seconds, seed=0))
     return measured
+
+
+def _while_there_is_time(rounds: int) -> Iterator[int]:
+    """Numbers of rounds; on a machine so busy that KIND_S is over before the last one, they are fewer."""
+    until = time.monotonic() + KIND_S
+    for number in range(rounds):
+        if number >= ROUNDS_MIN and time.monotonic() > until:
+            print(f"{number} of {rounds} rounds: there is no time for more")
+            return
+        yield number
 
 
 def _in_turn(names: Sequence[str], number: int) -> Iterator[str]:
@@ -172,8 +185,9 @@ def results_of(measured: Measured) -> list[Result]:
             Result(f"{title}: p99 at {measured.equal_per_s:.0f}/s", 1e3 * _median(equal, _p99_s), "ms"),
             Result(f"{title}: CPU while idle", 100 * measured.idle_cpu[name], "% of a core"),
         ]
+    rounds = Result("rounds", min(len(turns) for turns in (*measured.in_flight.values(), *measured.equal.values())), "")
     others = Result("cores that other programs took", _median(measured.all_turns, _others_cores), "")
-    return [*results, others, *held(measured)]
+    return [*results, rounds, others, *held(measured)]
 
 
 def held(measured: Measured) -> list[Result]:
