@@ -47,6 +47,7 @@ from services.runtime.channel import open_channel
 from services.runtime.clock import system_clock
 from services.runtime.ids import new_id
 from services.runtime.logs import configure_logs
+from services.runtime.memory import keep_what_is_there
 from services.runtime.metrics import Metrics
 from services.runtime.server import Server
 from services.runtime.settings import load_settings
@@ -125,6 +126,7 @@ async def serve(settings: PredictorSettings) -> None:
         telemetry.watch("feature_store_away", "1 while the feature store does not answer", lambda: lookup.away)
         telemetry.watch("answers_remembered", "Answers that a repeated request gets again", lambda: repeats.remembered)
         telemetry.watch("shadow_rows", "Rows that wait for shadows or are scored by them", lambda: shadows.rows)
+        telemetry.watch_versions(deployments.all_serving)
         telemetry.watch("models_loaded", "Models in memory", lambda: models.loaded)
 
         await stack.enter_async_context(_running(deployments.run()))
@@ -145,6 +147,7 @@ async def serve(settings: PredictorSettings) -> None:
         prediction_pb2_grpc.add_PredictionServiceServicer_to_server(servicer, server.grpc)
         inference = InferenceServicer(arms, deployments, streams, ready, importlib.metadata.version("foresight"))
         grpc_service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(inference, server.grpc)
+        keep_what_is_there()
         await server.run([SERVICE, INFERENCE_SERVICE], ready)
 
 
