@@ -39,6 +39,7 @@ from services.predictor.versions import VersionRef
 from services.runtime.clock import Clock
 from services.runtime.errors import LimitExceeded, Overloaded, SpoolFull, Unavailable
 from services.runtime.ids import new_ids
+from services.runtime.status import code_name_of
 
 # The layer that knows the cause should report it: a prediction is given up before its caller gives it up.
 DEADLINE_SHARE = 0.9
@@ -197,13 +198,15 @@ class Predictor:
         started = time.perf_counter()
         served = request.served or self._table.serving(request.deployment)
         name = served.deployment.name
+        if not served.tally.tracked:
+            self._telemetry.begun(served)
         try:
             question = self._check(request, served)
             asked = _Asked(request, served, question, started)
             answer = await (self._answer_explained(asked) if request.explain else self._answer(asked))
         except BaseException as error:
             self._telemetry.failed(name, error)
-            served.tally.failed(time.perf_counter() - started)
+            served.tally.failed(time.perf_counter() - started, code_name_of(error))
             raise
         self._telemetry.answered(name, question.rows)
         if answer.missing:
@@ -286,6 +289,8 @@ class Predictor:
             outcomes, records = self._score(batch, questions, vectors)
         else:
             outcomes, records = await asyncio.to_thread(self._score, batch, questions, vectors)
+        for scored, _ in outcomes.scored:
+            served.tally.inferred(scored.inference_s)
         for position, fault in outcomes.faults.items():
             batch[position].fail(fault)
         # From here to the answers nothing waits, so that whoever is recorded is answered.

@@ -8,6 +8,7 @@ cannot be scored together, each question is scored alone and only the one at fau
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -73,13 +74,15 @@ class Questions:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scored:
-    """Questions that were scored together: features after policies, outputs of transforms, outputs of the model."""
+    """Questions that were scored together: features after policies, outputs of transforms, outputs of the model, and
+    the time that the model took."""
 
     questions: Questions
     vectors: Vectors
     features: tuple[ResolvedFeature, ...]
     made: tuple[Column, ...]
     outputs: tuple[Column, ...]
+    inference_s: float = 0.0
 
     @property
     def columns(self) -> dict[str, Column]:
@@ -149,8 +152,10 @@ class Scoring:
                 made = self._transformed(served, questions, columns)
             columns.update((c.name, c) for c in made)
         with self._telemetry.stage("score"):
+            started = time.perf_counter()
             outputs = served.model.score(columns)
-        return Scored(questions, vectors, resolved, made, outputs)
+            inference_s = time.perf_counter() - started
+        return Scored(questions, vectors, resolved, made, outputs, inference_s)
 
     def _transformed(self, served: Served, questions: Questions, columns: Mapping[str, Column]) -> tuple[Column, ...]:
         if served.transforms_row_wise or len(questions.questions) == 1:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal
 
@@ -13,6 +13,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from foresight.values import FeatureStatus, InvalidValue
 from services.predictor.policies import Missing
+from services.predictor.serving import Served
+from services.predictor.version_metrics import VersionMetrics
 from services.runtime.errors import FeatureMissing, Overloaded, SpoolFull, Unavailable
 
 STAGE_BUCKETS_S = (
@@ -36,6 +38,7 @@ class Telemetry:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._registry = registry
+        self._versions: VersionMetrics | None = None
         self._predictions = Counter(
             "foresight_predictor_predictions",
             "Predictions asked for, by what became of them",
@@ -137,6 +140,16 @@ class Telemetry:
         """Counts a request that got no answer."""
         outcome = next((name for type, name in _OUTCOMES if isinstance(error, type)), "failed")
         self._predictions.labels(deployment, outcome).inc()
+
+    def watch_versions(self, serving: Callable[[], Iterable[Served]]) -> None:
+        """Metrics by model version of whatever serves when the page is read."""
+        self._versions = VersionMetrics(serving)
+        self._registry.register(self._versions)
+
+    def begun(self, served: Served) -> None:
+        """A version has its first request."""
+        if self._versions is not None:
+            self._versions.track(served)
 
     def watch(self, what: str, description: str, read: Callable[[], float]) -> None:
         """A gauge `foresight_predictor_<what>` that is read when the page is."""

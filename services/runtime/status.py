@@ -45,6 +45,9 @@ STATUS_TABLE: Sequence[tuple[type[Exception], grpc.StatusCode, errors_pb2.ErrorR
 )
 
 
+_INTERNAL = grpc.StatusCode.INTERNAL
+
+
 class MalformedMessage(Exception):
     """The bytes of a request are not a message of the expected type."""
 
@@ -68,6 +71,13 @@ def status_of(error: Exception) -> tuple[grpc.StatusCode, status_pb2.Status]:
             return code, status
     code = grpc.StatusCode.INTERNAL
     return code, _status(code, errors_pb2.ERROR_REASON_INTERNAL, INTERNAL_MESSAGE, {})
+
+
+def code_name_of(error: BaseException) -> str:
+    """The name of the status that a call ends with: one of gRPC's."""
+    if isinstance(error, Exception):
+        return str(next((code for type, code, _ in STATUS_TABLE if isinstance(error, type)), _INTERNAL).name)
+    return str(grpc.StatusCode.CANCELLED.name)
 
 
 def unimplemented() -> status_pb2.Status:
