@@ -1,5 +1,5 @@
 """Checks the monitoring against the real thing: a real Prometheus scrapes a live stack that is in use, and every
-expression of the Grafana dashboard must evaluate there to at least one value.
+expression of the Grafana dashboard must evaluate there to at least one value, and every alert without a fault.
 
     python -m deploy.prometheus.live_check --prometheus /usr/bin/prometheus
 """
@@ -39,10 +39,17 @@ def expressions() -> list[str]:
     return [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
 
 
+def alerts() -> set[str]:
+    """The names of all alerts."""
+    groups = yaml.safe_load((FOLDER / "alerts.yml").read_text())["groups"]
+    return {rule["alert"] for group in groups for rule in group["rules"]}
+
+
 def configuration(metrics: dict[str, int]) -> dict[str, Any]:
     """The shipped scrape configuration with the ports of a running stack, scraped every second."""
     config: dict[str, Any] = yaml.safe_load((FOLDER / "prometheus.yml").read_text())
-    config["global"] = {"scrape_interval": "1s", "scrape_timeout": "1s"}
+    config["global"] = {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"}
+    config["rule_files"] = [str(FOLDER / name) for name in config["rule_files"]]
     services, gateway = config["scrape_configs"]
     for static in services["static_configs"]:
         static["targets"] = [f"127.0.0.1:{metrics[static['labels']['service']]}"]
@@ -90,6 +97,13 @@ def query(address: str, expression: str) -> list[Any]:
     return [v for v in values if v["value"][1] != "NaN"]
 
 
+def sound_alerts(address: str) -> set[str]:
+    """The alerts that Prometheus has evaluated without a fault; most of them are silent, as they should be."""
+    with urllib.request.urlopen(f"{address}/api/v1/rules?type=alert", timeout=5) as answer:  # noqa: S310 - as above
+        groups = json.load(answer)["data"]["groups"]
+    return {rule["name"] for group in groups for rule in group["rules"] if rule["health"] == "ok"}
+
+
 def check(address: str, use: Callable[[], None]) -> list[str]:
     """Uses the stack until every expression has a value; answers those that have none at the deadline."""
     missing = ['up{job="gateway"} == 1', *(f'up{{service="{s}"}} == 1' for s in SERVICES), *expressions()]
@@ -114,6 +128,7 @@ def main() -> int:
             prometheus(arguments.prometheus, configuration(stack.metrics_ports), folder) as address,
         ):
             missing = check(address, use)
+            missing += [f"alert {name}" for name in sorted(alerts() - sound_alerts(address))]
     for expression in missing:
         sys.stderr.write(f"no value: {expression}\n")
     total = len(expressions())
