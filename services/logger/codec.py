@@ -15,6 +15,7 @@ from foresight.values.names import check_text
 from foresight.wire import check_columns, decode_column, decode_columns, decode_instant, encode_column, encode_instant
 from services.logger.entries import Entry
 from services.logger.forgetting import Forgetting, Selection
+from services.logger.named_requests import name_of
 from services.logger.outcomes import OUTCOMES_MAX, Claims, LoggedOutcome, Outcome
 from services.logger.records import PREDICTIONS_MAX, Incarnation, LogRecord
 from services.logger.scalars import decode_scalar, encode_rows
@@ -50,7 +51,7 @@ def decode_record(message: prediction_log_pb2.PredictionRecord, payload: bytes) 
         if not message.HasField(field):
             raise InvalidValue(field, "is required")
     event_time = micros_from_instant(decode_instant(message.event_time))
-    decode_instant(message.served_at, "served_at")
+    served_at = micros_from_instant(decode_instant(message.served_at, "served_at"))
     keys = decode_named(message.entity_keys, "entity_keys", n)
     check_named(message.request_features, "request_features", n)
     check_features(message.features, n)
@@ -68,6 +69,8 @@ def decode_record(message: prediction_log_pb2.PredictionRecord, payload: bytes) 
         view_version=message.view.version,
         event_time=event_time,
         payload=payload,
+        name=name_of(message.caller, message.deployment, message.client_request_id),
+        served_at=served_at,
     )
 
 
@@ -75,6 +78,10 @@ def check_request(message: prediction_log_pb2.PredictionRecord) -> None:
     """Checks what differs from request to request and is cheap to look at: of records that are recognised by their
     bytes too. Raises InvalidValue."""
     check_text(message.request_id, "request_id")
+    if message.client_request_id:
+        check_text(message.client_request_id, "client_request_id", REQUEST_ID_BYTES_MAX)
+    if message.repeats_prediction_id:
+        raise InvalidValue("repeats_prediction_id", "is for the logger to say")
     if message.forgotten_offsets:
         raise InvalidValue("forgotten_offsets", "are for the logger to say")
 

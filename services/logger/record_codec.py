@@ -33,6 +33,7 @@ from services.logger.codec import (
     decode_source,
 )
 from services.logger.forms import Forms, Sources
+from services.logger.named_requests import name_of
 from services.logger.records import PREDICTION_ID, Incarnation, LogRecord, QuarantinedRange, RecordKeys
 from services.logger.scalars import int64_of_varint
 from services.logger.targets import check_keys, part_of, parts_of, target_of_parts
@@ -130,7 +131,7 @@ class ArrivingRecords:
         if not (message.HasField("event_time") and message.HasField("served_at")):
             return None
         event_time = _micros(message.event_time)
-        _micros(message.served_at)
+        served_at = _micros(message.served_at)
         keys = self._key_parts(outline.entity_keys)
         outputs = self._columns.names(outline.outputs)
         others = self._columns.names(outline.request_features), self._features.names(outline.features)
@@ -147,6 +148,8 @@ class ArrivingRecords:
             view_version=origin.view_version,
             event_time=event_time,
             payload=payload,
+            name=name_of(message.caller, origin.deployment, message.client_request_id),
+            served_at=served_at,
         )
 
     def _key_parts(self, columns: Sequence[bytes]) -> dict[str, bytes]:
@@ -279,6 +282,10 @@ class WireRecords:
         if key.type is DataType.STRING:
             return str(value).encode()
         return _varint(value) if key.type is DataType.INT64 else b""
+
+    def repeating(self, payload: bytes, prediction_id: str) -> bytes:
+        """See `RecordBytes.repeating`: a message's bytes appended to another's are merged into it."""
+        return payload + prediction_log_pb2.PredictionRecord(repeats_prediction_id=prediction_id).SerializeToString()
 
 
 def _keep(record: prediction_log_pb2.PredictionRecord, rows: Sequence[int]) -> None:

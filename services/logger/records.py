@@ -48,6 +48,10 @@ class RecordBytes(Protocol):
         """Bytes that every record with this value of a key contains; empty when nothing is known."""
         ...
 
+    def repeating(self, payload: bytes, prediction_id: str) -> bytes:
+        """The record as one that repeats the record of a prediction."""
+        ...
+
 
 class Incarnation(NamedTuple):
     """One life of a replica's process; a tuple because every record's is looked up several times."""
@@ -70,6 +74,10 @@ class LogRecord:
     # Microseconds since the epoch.
     event_time: int
     payload: bytes
+    # Of a named request: what its records have in common, see `named_requests`.
+    name: bytes = b""
+    # Microseconds since the epoch.
+    served_at: int = 0
 
     def __post_init__(self) -> None:
         n = len(self.prediction_ids)

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
+from services.logger.named_requests import KEPT_US, Named, linked
 from services.logger.postgres.writing import Writing
-from services.logger.records import Incarnation, KnownPrediction, LogRecord, QuarantinedRange
+from services.logger.records import Incarnation, KnownPrediction, LogRecord, QuarantinedRange, RecordBytes
 from services.logger.targets import target_of_id
 
 # What is known of incarnations and of predictions, in one answer.
@@ -84,6 +85,17 @@ WITH found AS (
 )
 SELECT count(*) FROM found
 """
+_NAMED = """
+SELECT n.name, i.replica, i.incarnation, n.prediction_id, n.served_at
+FROM named_requests n JOIN incarnations i USING (incarnation_id)
+WHERE n.name = ANY($1::bytea[])
+ORDER BY n.served_at
+"""
+_KEEP_NAMED = """
+INSERT INTO named_requests (prediction_id, name, incarnation_id, served_at)
+SELECT * FROM unnest($1::uuid[], $2::bytea[], $3::bigint[], $4::bigint[])
+"""
+_FORGET_NAMED = "DELETE FROM named_requests WHERE served_at < $1::bigint"
 _ACCOUNT_DUPLICATES = """
 UPDATE incarnations i SET duplicates = i.duplicates + u.duplicates
 FROM unnest($1::bigint[], $2::bigint[]) AS u(source, duplicates)
@@ -185,6 +197,25 @@ class Appending:
             writing.held -= await self._driver.fetchval(_RELEASE_CLAIMS_BY_ID, by_id)
             writing.held -= await self._driver.fetchval(_MATCH_CLAIMS_BY_KEYS, by_keys)
         return attached
+
+    async def link(self, fresh: Sequence[LogRecord], record_bytes: RecordBytes, now_us: int) -> Sequence[LogRecord]:
+        """The records that will be stored, those that repeat the named request of another with its prediction."""
+        named = [record for record in fresh if record.name]
+        if not named:
+            return fresh
+        known: dict[bytes, list[Named]] = {}
+        for row in await self._driver.fetch(_NAMED, list({record.name for record in named})):
+            found = Named(_incarnation(row), str(row["prediction_id"]), row["served_at"])
+            known.setdefault(row["name"], []).append(found)
+        await self._driver.execute(_FORGET_NAMED, now_us - KEPT_US)
+        await self._driver.fetch(
+            _KEEP_NAMED,
+            [record.prediction_ids[0] for record in named],
+            [record.name for record in named],
+            [self._sources[record.source] for record in named],
+            [record.served_at for record in named],
+        )
+        return linked(fresh, known, record_bytes)
 
     async def account_duplicates(self, duplicates: Mapping[Incarnation, int]) -> None:
         """Adds predictions that were not stored again to the ledger."""

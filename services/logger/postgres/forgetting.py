@@ -70,6 +70,7 @@ _RECORDS = text(
 )
 _DELETE_PREDICTIONS = text("DELETE FROM predictions WHERE prediction_id = ANY(CAST(:ids AS uuid[])) RETURNING target")
 _DELETE_OUTCOMES = text("DELETE FROM outcomes WHERE prediction_id = ANY(CAST(:ids AS uuid[]))")
+_DELETE_NAMED = text("DELETE FROM named_requests WHERE prediction_id = ANY(CAST(:ids AS uuid[]))")
 _DELETE_RECORD = text("DELETE FROM records WHERE position = :position")
 _REWRITE_RECORD = text(
     "UPDATE records SET record = :record, forgotten = CAST(:forgotten AS smallint[]) WHERE position = :position"
@@ -188,6 +189,7 @@ async def remove_rows(writing: Writing, removed: Sequence[RemovedRows]) -> tuple
         return 0, 0
     targets = list((await connection.execute(_DELETE_PREDICTIONS, {"ids": ids})).scalars())
     outcomes = (await connection.execute(_DELETE_OUTCOMES, {"ids": ids})).rowcount
+    await connection.execute(_DELETE_NAMED, {"ids": ids})
     await writing.drop_claims([*set(targets), *(target_of_id(i) for i in ids)])
     for record in removed:
         if record.payload is None:

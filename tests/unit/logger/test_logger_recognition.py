@@ -140,6 +140,8 @@ FAULTS: list[Callable[[Record], object]] = [
     lambda m: setattr(m.served_at, "seconds", 253_402_300_800),
     lambda m: setattr(m.event_time, "seconds", -(2**63)),
     lambda m: m.forgotten_offsets.append(1),
+    *(put("client_request_id", name) for name in ("a\0", "e\u0301", "x" * 129)),
+    put("repeats_prediction_id", LIFE),
     lambda m: m.entity_keys.append(column("float", DataType.FLOAT64, [1.0])),
     lambda m: m.entity_keys.extend(column(f"k{i}", DataType.INT64, [i]) for i in range(300)),
     lambda m: m.outputs.append(m.outputs[0]),

@@ -90,8 +90,8 @@ class PredictionRecord(_message.Message):
     client_request_id: _builtins.str
     """The caller's own name of the request, see PredictRequest.request_id."""
     repeats_prediction_id: _builtins.str
-    """Set by the logger only: first prediction of an earlier record of another replica or incarnation with the same
-    caller, deployment and client_request_id, at most 10 minutes before. This one repeats it.
+    """Set by the logger only: first prediction of a record of another replica or incarnation that had arrived before,
+    with the same caller, deployment and client_request_id, and was served within 10 minutes of this one.
     """
     @_builtins.property
     def prediction_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
