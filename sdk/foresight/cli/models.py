@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,10 +12,11 @@ import typer
 from foresight.cli.arguments import Json, State, load_object, open_client, parse_instant
 from foresight.cli.files import check_columns, check_rows, read_file
 from foresight.cli.terminal import show, table, working
-from foresight.client import Client, ModelVersion, TrainingDataset
+from foresight.client import Arm, Client, Deployment, ModelVersion, TrainingDataset
 from foresight.client.features import spine_fields
 
 PANEL = "Models"
+_ARM = re.compile(r"(?P<name>[^=]+)=(?P<model>[^:@]+)(:(?P<version>[0-9]{1,9}))?(@(?P<weight>[0-9]{1,9}))?")
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -89,23 +91,52 @@ def models(
 
 def deploy(
     deployment: Annotated[str, typer.Argument(help="What clients will call.")],
-    model: Annotated[str, typer.Argument(help="Model to serve.")],
+    model: Annotated[str, typer.Argument(help="Model to serve alone.")] = "",
     version: Annotated[int, typer.Option(min=0, help="Its version; 0: the latest.")] = 0,
+    arm: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=MODEL[:VERSION][@WEIGHT]",
+            help="Instead of one model: an arm and its weight, e.g. champion=late:3@90; may be repeated.",
+        ),
+    ] = None,
+    shadow: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=MODEL[:VERSION]", help="An arm that scores what others answer, for the log; may be repeated."
+        ),
+    ] = None,
+    salt: Annotated[str, typer.Option(help="Assigns entities to arms; another one assigns all anew.")] = "",
     wait_s: Annotated[float, typer.Option(min=0, help="Wait so long for the predictor to serve it.")] = 30.0,
     state: State = None,
     as_json: Json = False,
 ) -> None:
-    """Let a deployment serve a model version, and wait until it does."""
+    """Let a deployment serve a model version, or several side by side, and wait until it does."""
+    arms = [*(parse_arm(text) for text in arm or ()), *(parse_arm(text, shadow=True) for text in shadow or ())]
+    if bool(model) == bool(arms):
+        raise typer.BadParameter("give either a model, or an --arm for each that is to answer")
+    if arms and version:
+        raise typer.BadParameter("--version goes with a model alone; name those of arms as NAME=MODEL:VERSION")
     with open_client(state) as client:
-        found = client.deploy(deployment, model, version, wait_s=wait_s)
-    show(as_json, found, f"[green]✓[/] {found.name} serves {found.model}")
+        found = client.deploy(deployment, model, version, arms=arms, salt=salt, wait_s=wait_s)
+    served = ", ".join(_arm_in_words(found, a) for a in found.arms) if len(found.arms) > 1 else str(found.model)
+    show(as_json, found, f"[green]✓[/] {found.name} serves {served}")
 
 
 def deployments(state: State = None, as_json: Json = False) -> None:
     """List the deployments."""
     with open_client(state) as client:
         found = client.deployments()
-    rows = [{"name": d.name, "model": d.model, "view": d.view, "updated_at": d.updated_at} for d in found]
+    rows = [
+        {
+            "name": d.name,
+            "model": d.model,
+            "arms": [_arm_in_words(d, arm) for arm in d.arms] if len(d.arms) > 1 else [],
+            "view": d.view,
+            "updated_at": d.updated_at,
+        }
+        for d in found
+    ]
     show(as_json, found, table(rows, "no deployments yet; make one with `foresight deploy NAME MODEL`"))
 
 
@@ -179,6 +210,22 @@ def _dataset_of(
         return client.create_training_dataset(
             name, view, rows, test_from=test_from, known_by=known_by, progress=progress
         )
+
+
+def parse_arm(text: str, *, shadow: bool = False) -> Arm:
+    """The arm of an option `name=model[:version][@weight]`. Raises BadParameter."""
+    found = _ARM.fullmatch(text)
+    if found is None or (shadow and found["weight"] is not None):
+        form = "NAME=MODEL or NAME=MODEL:VERSION" if shadow else "NAME=MODEL@WEIGHT or NAME=MODEL:VERSION@WEIGHT"
+        raise typer.BadParameter(f"{text!r} is not of the form {form}")
+    weight = 0 if shadow else int(found["weight"] or 0)
+    return Arm(found["name"], found["model"], int(found["version"] or 0), weight, shadow)
+
+
+def _arm_in_words(deployment: Deployment, arm: Arm) -> str:
+    """An arm with its version and its share of the entities."""
+    share = "shadow" if arm.shadow else f"{100 * arm.weight / sum(a.weight for a in deployment.arms):.4g} %"
+    return f"{arm.name}: {arm.model} v{arm.version} ({share})"
 
 
 def _model_row(version: ModelVersion, metrics: list[str]) -> dict[str, Any]:

@@ -50,6 +50,7 @@ def predict(
         bool,
         typer.Option("--explain", help="Say what each input of the model adds to the score, beginning at its base."),
     ] = False,
+    arm: Annotated[str, typer.Option(help="Force this arm of the deployment, as testers do; for operators.")] = "",
     state: State = None,
     as_json: Json = False,
 ) -> None:
@@ -62,10 +63,12 @@ def predict(
         answers: Iterable[Predictions]
         if rows is None:
             question = parse_settings(given, fields)
-            answers = [client.predict(deployment, question, event_time=event_time, explain=explain)]
-        elif explain:
-            questions = _slices(read_file(rows, fields.values()), EXPLAINED_PER_CALL)
-            answers = (client.predict(deployment, q, event_time=event_time, explain=True) for q in questions)
+            answers = [client.predict(deployment, question, event_time=event_time, explain=explain, arm=arm)]
+        elif explain or arm:
+            questions = _slices(read_file(rows, fields.values()), EXPLAINED_PER_CALL if explain else ROWS_PER_CALL)
+            answers = (
+                client.predict(deployment, q, event_time=event_time, explain=explain, arm=arm) for q in questions
+            )
         else:
             questions = _slices(read_file(rows, fields.values()))
             answers = client.predict_stream(deployment, questions, event_time=event_time, in_flight=CALLS_AHEAD)
@@ -163,12 +166,13 @@ def _records(answer: Predictions) -> Iterator[dict[str, Any]]:
             "policy": feature.policy,
             "last_known_at": feature.last_known_at,
         }
+    arms = {row: {"model": arm.model, "arm": arm.arm} for arm in answer.arms for row in arm.rows}
     for row, id in enumerate(answer.ids):
         outputs = {name: values[row] for name, values in answer.outputs.items()}
         yield {
             "prediction_id": id,
             **outputs,
-            "model": answer.model,
+            **arms.get(row, {"model": answer.model}),
             "event_time": answer.event_time,
             "missing": missing.get(row, {}),
             **_explained(answer.explanation, row),

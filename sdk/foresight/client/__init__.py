@@ -36,10 +36,11 @@ from foresight.client.features import Registration, VersionRef, transform
 from foresight.client.flywheel import Decision
 from foresight.client.ledger import IngestionStatus, LedgerRow
 from foresight.client.lineage import Lineage, LineageThing, ThingKind, Use
-from foresight.client.models import Deployment, ModelMetrics, ModelVersion
+from foresight.client.models import Arm, Deployment, ModelMetrics, ModelVersion
 from foresight.client.online import RebuiltStore
 from foresight.client.outcomes import OutcomeCounts
 from foresight.client.predictions import (
+    ArmAnswer,
     FeatureUse,
     LoggedPrediction,
     Mismatch,
@@ -78,6 +79,8 @@ from foresight.values.pipelines import PipelineRun, PipelineStatus, PositionMove
 __all__ = [
     "Aborted",
     "AlreadyExists",
+    "Arm",
+    "ArmAnswer",
     "BatchRun",
     "BrokenExpectation",
     "Client",

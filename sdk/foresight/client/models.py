@@ -17,10 +17,11 @@ from foresight.client.frames import Progress
 from foresight.predictor.v1 import prediction_pb2, prediction_pb2_grpc
 from foresight.trainer.v1 import model_registry_pb2, model_registry_pb2_grpc, training_pb2, training_pb2_grpc
 from foresight.types.v1 import types_pb2
-from foresight.values import Field
+from foresight.values import Field, InvalidValue
 from foresight.wire import decode_column, decode_field, decode_instant
 
 DEPLOYMENT_POLL_S = 0.05
+WEIGHT_MAX = 10_000
 _SPLITS = ("train", "test", "")
 _TASKS = {1: "binary_classification", 2: "multiclass_classification", 3: "regression"}
 
@@ -59,8 +60,26 @@ class ModelVersion:
 
 
 @dataclass(frozen=True, slots=True)
+class Arm:
+    """One of the versions that a deployment serves; version 0, in what you ask for: the latest.
+
+    Entities are shared out in proportion to the weights, 0 to 10,000 each. An arm without weight answers only those who
+    force it; a shadow scores what the others answer, for the log alone.
+    """
+
+    name: str
+    model: str
+    version: int = 0
+    weight: int = 0
+    shadow: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Deployment:
-    """What clients call, and the model version that answers."""
+    """What clients call, and the model versions that answer: one per arm.
+
+    `model`, `view` and `version` are those of the first arm. `salt` goes into the assignment of entities to arms.
+    """
 
     name: str
     model: VersionRef
@@ -68,6 +87,8 @@ class Deployment:
     etag: str
     updated_at: datetime
     version: ModelVersion
+    arms: tuple[Arm, ...] = ()
+    salt: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,15 +174,33 @@ class ModelCalls(Calls):
         return decode_model_version(self._connection.call(self._models.SetAlias, request).version)
 
     def deploy(
-        self, deployment: str, model: str, version: int = 0, *, etag: str = "", wait_s: float = 30.0
+        self,
+        deployment: str,
+        model: str = "",
+        version: int = 0,
+        *,
+        arms: Sequence[Arm] = (),
+        salt: str = "",
+        etag: str = "",
+        wait_s: float = 30.0,
     ) -> Deployment:
-        """Lets a deployment serve a version (0: the latest), and waits until the predictor serves it.
+        """Lets a deployment serve a version (0: the latest), or several as `arms`, and waits until the predictor does.
+
+        An entity always gets the same arm, as long as its weight does not shrink; another `salt` assigns all of them
+        anew. The first arm has a weight: it gets the alias `champion` and stands for the deployment where one arm has
+        to. Shadows are not waited for.
 
         With an `etag` it raises Aborted when somebody else changed the deployment since it was read. Raises
         FailedPrecondition, with the cause, when it is not served within `wait_s` (0: do not wait).
         """
+        if bool(model) == bool(arms):
+            raise InvalidValue("arms", "and a model: give one of them")
         request = model_registry_pb2.SetDeploymentRequest(
-            name=deployment, model=encode_ref((model, version)), etag=etag
+            name=deployment,
+            model=encode_ref((model, version)) if model else None,
+            arms=[_encode_arm(arm, i) for i, arm in enumerate(arms)],
+            salt=salt,
+            etag=etag,
         )
         # A repeated change with an etag would find its own first attempt in the way.
         call = self._connection.call_once if etag else self._connection.call
@@ -187,7 +226,8 @@ class ModelCalls(Calls):
             cause = "the predictor does not know it yet"
             for serving in response.deployments:
                 if serving.deployment == wanted.name:
-                    if serving.ready and decode_ref(serving.model) == wanted.model:
+                    # The same model may be there with other arms.
+                    if serving.ready and (serving.etag, decode_ref(serving.model)) == (wanted.etag, wanted.model):
                         return
                     cause = serving.cause or "the predictor is still loading it"
             if time.monotonic() >= give_up:
@@ -235,7 +275,16 @@ def decode_deployment(message: model_registry_pb2.Deployment) -> Deployment:
         etag=message.etag,
         updated_at=decode_instant(message.updated_at, "updated_at"),
         version=decode_model_version(message.version),
+        arms=tuple(Arm(a.name, a.model.name, a.model.version, a.weight, a.shadow) for a in message.arms),
+        salt=message.salt,
     )
+
+
+def _encode_arm(arm: Arm, place: int) -> model_registry_pb2.Arm:
+    if not 0 <= arm.weight <= WEIGHT_MAX:
+        raise InvalidValue(f"arms[{place}].weight", f"is {arm.weight}, not 0 to {WEIGHT_MAX:,}")
+    model = encode_ref((arm.model, arm.version))
+    return model_registry_pb2.Arm(name=arm.name, model=model, weight=arm.weight, shadow=arm.shadow)
 
 
 def decode_model_version(message: model_registry_pb2.ModelVersion) -> ModelVersion:

@@ -22,13 +22,15 @@ from foresight.logger.v1 import prediction_log_pb2, prediction_log_pb2_grpc
 from foresight.predictor.v1 import prediction_pb2, prediction_pb2_grpc
 from foresight.tables import arrow_type
 from foresight.types.v1 import types_pb2
-from foresight.values import FeatureStatus, MissingPolicy, instant_from_micros
+from foresight.values import FeatureStatus, MissingPolicy, check_name, instant_from_micros
 from foresight.wire import decode_column, decode_instant
 
 _CAUSES = {1: "data", 2: "expiry", 3: "transform", 4: "model", 5: "type", 6: "forgotten"}
 # The gateway sends calls with the same value to the same replica, as long as that is there.
 REQUEST_ID_HEADER = "x-foresight-request-id"
 _POLICIES = {int(policy): policy.name.lower() for policy in MissingPolicy}
+# Forces an arm, for operators.
+ARM_HEADER = "x-foresight-arm"
 # Columns of every group that say nothing about a prediction.
 _BOOKKEEPING = ("known_at", "commit", "deleted")
 
@@ -49,9 +51,19 @@ class MissingFeature:
 
 
 @dataclass(frozen=True, slots=True)
+class ArmAnswer:
+    """The rows of a request that one arm of the deployment answered, with its model version."""
+
+    arm: str
+    model: VersionRef
+    rows: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Predictions:
     """Answers for n rows: `outputs` has a list of n values per output, `pandas.DataFrame(answer.outputs)` a table.
 
+    `arms` says which arm answered which rows, when the deployment has several; `model` is then that of row 0.
     `repeated`: they had been given before, to an earlier call with the same request id. `explanation` is there when it
     was asked for, unless the model has no score for a mix of a row and its example rows.
     """
@@ -63,6 +75,7 @@ class Predictions:
     missing: list[MissingFeature]
     repeated: bool = False
     explanation: Explanation | None = None
+    arms: tuple[ArmAnswer, ...] = ()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -93,7 +106,12 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class LoggedPrediction:
-    """One prediction as it was logged, with its outcome so far."""
+    """One prediction as it was logged, with its outcome so far.
+
+    `arm` is the one that answered, '' where the deployment has one only; `arm_probability` that with which entities get
+    it (1.0 where there is one only; 0.0 for a shadow), which says nothing where `arm_forced`. What a `shadow` predicted
+    no caller has seen.
+    """
 
     prediction_id: str
     deployment: str
@@ -114,6 +132,10 @@ class LoggedPrediction:
     features: Mapping[str, FeatureUse]
     outputs: Mapping[str, Any]
     outcome: Outcome | None
+    arm: str = ""
+    arm_probability: float = 1.0
+    arm_forced: bool = False
+    shadow: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +174,7 @@ class PredictionCalls(Calls):
         event_time: datetime | None = None,
         request_id: str = "",
         explain: bool = False,
+        arm: str = "",
         timeout_s: float = PREDICT_S,
     ) -> Predictions:
         """Predicts for 1 to 1,024 rows: a DataFrame, a list of dicts, a dict of lists, or a dict for a single row.
@@ -165,9 +188,13 @@ class PredictionCalls(Calls):
 
         With `explain` the answer says what each input of the model adds to a row's score, for at most 16 rows. Raises
         FailedPrecondition for a model that was trained before models carried example rows.
+
+        Operators may force an `arm`, as testers do; PermissionDenied for others, NotFound for an arm that is not there.
         """
         request = encode_request(deployment, rows, event_time, request_id, explain=explain)
         headers = request_headers(request_id)
+        if arm:
+            headers = (*headers, (ARM_HEADER, check_name(arm, "arm")))
         return decode_predictions(self._connection.call(self._predictor.Predict, request, timeout_s, headers=headers))
 
     def verify(self, prediction_id: str, *, timeout_s: float = READ_S) -> Verification:
@@ -261,6 +288,7 @@ def decode_predictions(answer: prediction_pb2.PredictResponse) -> Predictions:
         missing=[_decode_missing(m) for m in answer.missing],
         repeated=answer.repeated_answer,
         explanation=decode_explanation(answer.explanation) if answer.HasField("explanation") else None,
+        arms=tuple(ArmAnswer(a.arm, decode_ref(a.model), tuple(a.rows)) for a in answer.arms),
     )
 
 
@@ -310,6 +338,10 @@ def _decode_logged(response: prediction_log_pb2.GetPredictionResponse) -> Logged
         features={feature.column.name: _decode_use(feature, row) for feature in record.features},
         outputs=at_row(record.outputs),
         outcome=outcome,
+        arm=record.arm,
+        arm_probability=record.arm_probability if record.arm else 1.0,
+        arm_forced=record.arm_forced,
+        shadow=record.shadow,
     )
 
 

@@ -53,6 +53,8 @@ class FakeForesight(grpc.GenericRpcHandler):
 
     def __init__(self) -> None:
         self.asked: dict[str, list[Any]] = {}
+        # What came along with the last call of a unary method.
+        self.headers: dict[str, dict[str, Any]] = {}
         self._answers: dict[str, Answer] = {}
         self._processes: dict[str, dict[str, Any]] = {}
 
@@ -94,6 +96,7 @@ class FakeForesight(grpc.GenericRpcHandler):
 
     def _unary(self, name: str) -> Callable[[Any, grpc.ServicerContext], Any]:
         def handle(request: Any, context: grpc.ServicerContext) -> Any:
+            self.headers[name] = dict(context.invocation_metadata())
             try:
                 if processes := self._processes.get(name):
                     context.send_initial_metadata((("x-foresight-replicas", ",".join(processes)),))

@@ -232,7 +232,12 @@ def test_train_makes_a_dataset_and_a_version_with_metrics(run: Run, fake: FakeFo
         (["predict", "d", "--set", "x"], "name=value"),
         (["predict", "d", "--set", "x=1", "--event-time", "2013-03-01T12:00:00"], "no time zone"),
         (["ingest", "weather", "none.csv"], "none.csv"),
-        (["deploy", "d"], "model"),
+        (["deploy", "d"], "give either a model"),
+        (["deploy", "d", "m", "--arm", "a=m@1"], "give either a model"),
+        (["deploy", "d", "--arm", "a=m@1", "--version", "2"], "--version"),
+        (["deploy", "d", "--arm", "m@1"], "NAME=MODEL@WEIGHT"),
+        (["deploy", "d", "--arm", "a=m@x"], "NAME=MODEL@WEIGHT"),
+        (["deploy", "d", "--shadow", "a=m@1"], "NAME=MODEL"),
         (["nothing"], "nothing"),
     ],
 )
@@ -292,6 +297,32 @@ def test_deploy_waits_and_says_what_serves(run: Run, fake: FakeForesight) -> Non
     fake.on("ListServing", prediction_pb2.ListServingResponse(deployments=[serving]))
     assert "live serves delays v2" in run("deploy", "live", "delays").stdout
     assert _json(run("deploy", "live", "delays", "--version", 2, "--json"))["model"] == {"name": "delays", "version": 2}
+
+
+def test_deploy_takes_arms_and_shadows(run: Run, fake: FakeForesight) -> None:
+    fake.on("SetDeployment", _with_arms)
+    serving = prediction_pb2.ServingDeployment(deployment="live", model=ref("late", 3), ready=True)
+    fake.on("ListServing", prediction_pb2.ListServingResponse(deployments=[serving]))
+    arguments = ["--arm", "champion=late:3@90", "--arm", "challenger=late@10", "--shadow", "next=late:5"]
+    shown = run("deploy", "live", *arguments, "--salt", "spring").stdout
+    assert "champion: late v3 (90 %)" in shown
+    assert "next: late v5 (shadow)" in shown
+    [request] = fake.requests("SetDeployment")
+    assert (request.salt, request.HasField("model")) == ("spring", False)
+    assert [(a.name, a.model.version, a.weight, a.shadow) for a in request.arms] == [
+        ("champion", 3, 90, False),
+        ("challenger", 0, 10, False),
+        ("next", 5, 0, True),
+    ]
+    deployment = _with_arms(request).deployment
+    fake.on("ListDeployments", model_registry_pb2.ListDeploymentsResponse(deployments=[deployment]))
+    [listed] = _json(run("deployments", "--json"))
+    assert [a["name"] for a in listed["arms"]] == ["champion", "challenger", "next"]
+
+
+def _with_arms(request: model_registry_pb2.SetDeploymentRequest) -> model_registry_pb2.SetDeploymentResponse:
+    deployment = model_registry_pb2.Deployment(name=request.name, model=request.arms[0].model, arms=request.arms)
+    return model_registry_pb2.SetDeploymentResponse(deployment=deployment)
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from foresight.client import (
+    Arm,
     Client,
     DataLoss,
     DataType,
@@ -146,7 +147,7 @@ def _deployed(version: int) -> model_registry_pb2.SetDeploymentResponse:
 
 def _serving(version: int, ready: bool, cause: str = "") -> prediction_pb2.ListServingResponse:
     serving = prediction_pb2.ServingDeployment(
-        deployment="delays", model=ref("delays", version), ready=ready, cause=cause
+        deployment="delays", model=ref("delays", version), ready=ready, cause=cause, etag="e"
     )
     return prediction_pb2.ListServingResponse(deployments=[serving])
 
@@ -170,6 +171,26 @@ def test_deploying_says_why_a_version_is_not_served(client: Client, fake: FakeFo
     with pytest.raises(FailedPrecondition, match="the transform rush_hour differs") as caught:
         client.deploy("delays", "delays", wait_s=0.001)
     assert caught.value.reason == "MODEL_NOT_READY"
+
+
+def test_deploying_arms_waits_until_these_arms_serve(client: Client, fake: FakeForesight, pauses: Pauses) -> None:
+    """The same first version with other arms is another deployment: the etag tells."""
+    deployed = _deployed(2)
+    deployed.deployment.arms.add(name="champion", model=ref("delays", 2), weight=90)
+    deployed.deployment.arms.add(name="next", model=ref("delays", 3), shadow=True)
+    deployed.deployment.salt = "spring"
+    fake.on("SetDeployment", deployed)
+    before = _serving(2, True)
+    before.deployments[0].etag = "before"
+    fake.on("ListServing", before, _serving(2, True))
+    arms = [Arm("champion", "delays", 2, weight=90), Arm("next", "delays", 3, shadow=True)]
+    made = client.deploy("delays", arms=arms, salt="spring")
+    assert (list(made.arms), made.salt) == (arms, "spring")
+    assert len(fake.requests("ListServing")) == 2
+    for wrong in ({}, {"model": "delays", "arms": arms}, {"arms": [Arm("a", "delays", weight=10_001)]}):
+        with pytest.raises(InvalidValue):
+            client.deploy("delays", **wrong)
+    assert len(fake.requests("SetDeployment")) == 1
 
 
 def test_a_batch_run_gets_an_id_of_its_own_and_says_how_far_it_is(client: Client, fake: FakeForesight) -> None:

@@ -8,12 +8,14 @@ import pyarrow as pa
 import pytest
 
 from foresight.client import (
+    ArmAnswer,
     Client,
     DataType,
     FeatureStatus,
     InvalidValue,
     MissingFeature,
     NotFound,
+    VersionRef,
 )
 from foresight.feature_store.v1 import offline_pb2, online_pb2, registry_pb2
 from foresight.logger.v1 import outcome_pb2, prediction_log_pb2
@@ -61,6 +63,24 @@ def test_a_prediction_is_asked_with_typed_columns_and_answered_with_plain_values
     [request] = fake.requests("Predict")
     assert (request.deployment, request.event_time) == ("delays", encode_instant(NOON))
     assert [decode_column(column).to_list() for column in request.columns] == [["JFK", None], [17, 18]]
+
+
+def test_an_arm_is_forced_by_name_and_the_answer_tells_who_answered(client: Client, fake: FakeForesight) -> None:
+    parts = [
+        prediction_pb2.ArmAnswer(arm="champion", model=ref("delays", 2), rows=[0, 2]),
+        prediction_pb2.ArmAnswer(arm="challenger", model=ref("delays", 3), rows=[1]),
+    ]
+    fake.on("Predict", prediction_pb2.PredictResponse(prediction_ids=["a", "b", "c"], arms=parts))
+    found = client.predict("delays", [{"hour": hour} for hour in (1, 2, 3)])
+    assert found.arms == (
+        ArmAnswer("champion", VersionRef("delays", 2), (0, 2)),
+        ArmAnswer("challenger", VersionRef("delays", 3), (1,)),
+    )
+    assert "x-foresight-arm" not in fake.headers["Predict"]
+    client.predict("delays", {"hour": 1}, arm="challenger")
+    assert fake.headers["Predict"]["x-foresight-arm"] == "challenger"
+    with pytest.raises(InvalidValue):
+        client.predict("delays", {"hour": 1}, arm="No Arm")
 
 
 def test_an_explanation_is_lists_and_a_frame(client: Client, fake: FakeForesight) -> None:
@@ -217,6 +237,11 @@ def test_one_prediction_is_told_with_everything_behind_it(client: Client, fake: 
     assert found.outputs == {"probability": 0.5}
     assert found.outcome is not None
     assert (found.outcome.value, found.outcome.revision) == (True, 1)
+    assert (found.arm, found.arm_probability, found.arm_forced, found.shadow) == ("", 1.0, False, False)
+    record.arm, record.shadow = "next", True
+    fake.on("GetPrediction", prediction_log_pb2.GetPredictionResponse(record=record, row=0))
+    beside = client.prediction("a")
+    assert (beside.arm, beside.arm_probability, beside.shadow) == ("next", 0.0, True)
 
 
 def test_a_verification_names_what_differs(client: Client, fake: FakeForesight) -> None:
