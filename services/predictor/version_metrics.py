@@ -43,10 +43,15 @@ class VersionMetrics:
     """A collector of a registry; `serving` says what serves now, and is called when the page is read."""
 
     def __init__(
-        self, serving: Callable[[], Iterable[Served]], monotonic: Callable[[], float] = time.monotonic
+        self,
+        serving: Callable[[], Iterable[Served]],
+        monotonic: Callable[[], float] = time.monotonic,
+        *,
+        tracked_max: int = TRACKED_MAX,
     ) -> None:
         self._serving = serving
         self._monotonic = monotonic
+        self._tracked_max = tracked_max
         # The page is read in a thread of its own.
         self._lock = threading.Lock()
         self._tracked: dict[int, _Tracked] = {}
@@ -72,11 +77,11 @@ class VersionMetrics:
         tally.tracked = True
         if id(tally) in self._tracked:
             return
-        if len(self._tracked) >= TRACKED_MAX and not self._drop_one_that_is_gone():
+        if len(self._tracked) >= self._tracked_max and not self._drop_one_that_is_gone():
             return
         labels = (served.deployment.name, version.model.name, str(version.model.version))
         self._tracked[id(tally)] = _Tracked(labels, tally)
-        self._totals.setdefault(labels, _Totals())
+        self._totals.setdefault(labels, _Totals()).tallies += 1
 
     def _see(self, serving: Iterable[Served]) -> None:
         now, present = self._monotonic(), set[int]()
@@ -99,15 +104,17 @@ class VersionMetrics:
         return gone is not None
 
     def _drop(self, key: int) -> None:
-        dropped = self._tracked.pop(key)
-        if not any(tracked.labels == dropped.labels for tracked in self._tracked.values()):
-            del self._totals[dropped.labels]
+        labels = self._tracked.pop(key).labels
+        self._totals[labels].tallies -= 1
+        if not self._totals[labels].tallies:
+            del self._totals[labels]
 
 
 @dataclass(slots=True, eq=False)
 class _Totals:
-    """What all tallies with the same labels counted."""
+    """What all tallies with the same labels counted, and how many of them there are."""
 
+    tallies: int = 0
     codes: Counter[str] = field(default_factory=Counter)
     predictions: int = 0
     inference_s: float = 0.0

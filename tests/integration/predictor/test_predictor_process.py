@@ -229,6 +229,9 @@ async def test_metrics_are_served() -> None:
     assert 'foresight_predictor_predictions_total{deployment="late_flights",outcome="answered"} 1.0' in page
     assert "foresight_predictor_models_loaded 1.0" in page
     assert "foresight_predictor_spool_pending" in page
+    version = 'model="late",version="1"'
+    assert f'foresight_predictor_version_predictions_total{{deployment="late_flights",{version}}} 1.0' in page
+    assert f"foresight_predictor_version_inference_duration_seconds_count{{{version}}} 1.0" in page
 
 
 def _fetch(url: str) -> str:

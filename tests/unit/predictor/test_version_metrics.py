@@ -13,7 +13,7 @@ from services.predictor.models import LoadedModel
 from services.predictor.plans import plan_view
 from services.predictor.serving import Served
 from services.predictor.tallies import INFERENCE_BUCKETS_S
-from services.predictor.version_metrics import RETIRED_S, TRACKED_MAX, VersionMetrics
+from services.predictor.version_metrics import RETIRED_S, VersionMetrics
 from services.predictor.versions import Arm, Deployment, ModelVersion, VersionRef
 from tests.wire.predictor.onnx_models import linear_model
 
@@ -26,6 +26,7 @@ MODEL = LoadedModel(
 )
 REQUESTS = "foresight_predictor_version_requests_total"
 PREDICTIONS = "foresight_predictor_version_predictions_total"
+TRACKED = 20
 INFERENCE = "foresight_predictor_version_inference_duration_seconds"
 
 
@@ -41,7 +42,7 @@ class Page:
     def __init__(self) -> None:
         self.serving: list[Served] = []
         self.now = 0.0
-        self.metrics = VersionMetrics(lambda: self.serving, lambda: self.now)
+        self.metrics = VersionMetrics(lambda: self.serving, lambda: self.now, tracked_max=TRACKED)
         self._registry = CollectorRegistry()
         self._registry.register(self.metrics)
 
@@ -128,14 +129,14 @@ def test_a_version_that_served_between_two_scrapes_is_counted(page: Page) -> Non
 
 def test_the_page_is_bounded(page: Page) -> None:
     """At the bound a new version takes the place of one that is gone; what serves keeps its own."""
-    page.serving = [served(version) for version in range(TRACKED_MAX)]
+    page.serving = [served(version) for version in range(TRACKED)]
     page.read()
-    late = served(TRACKED_MAX)
+    late = served(TRACKED)
     page.metrics.track(late)
-    assert len([labels for labels in page.read() if labels[0] == PREDICTIONS]) == TRACKED_MAX
+    assert len([labels for labels in page.read() if labels[0] == PREDICTIONS]) == TRACKED
     page.serving = [*page.serving[1:], late]
     page.read()
     found = page.read()
-    assert len([labels for labels in found if labels[0] == PREDICTIONS]) == TRACKED_MAX
-    assert (PREDICTIONS, "late", "late", str(TRACKED_MAX)) in found
+    assert len([labels for labels in found if labels[0] == PREDICTIONS]) == TRACKED
+    assert (PREDICTIONS, "late", "late", str(TRACKED)) in found
     assert (PREDICTIONS, "late", "late", "0") not in found
