@@ -82,6 +82,7 @@ from services.runtime.channel import open_channel
 from services.runtime.clock import system_clock
 from services.runtime.database import open_database
 from services.runtime.logs import configure_logs
+from services.runtime.memory import keep_what_is_there
 from services.runtime.metrics import Metrics
 from services.runtime.server import Server
 from services.runtime.settings import load_settings
@@ -181,6 +182,7 @@ async def serve(settings: FeatureStoreSettings) -> None:
         async def ready() -> bool:
             return applier.caught_up and await database.ping()
 
+        keep_what_is_there()
         async with asyncio.TaskGroup() as tasks:
             loops = [
                 tasks.create_task(registry.run()),

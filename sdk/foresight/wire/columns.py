@@ -144,15 +144,17 @@ def _few_values(message: types_pb2.Column) -> Column | None:
 
     A few rows at a time is what online predictions are made of, and each array operation costs more than their values.
     """
-    arm = message.WhichOneof("values") or ""
+    name, arm = message.name, message.WhichOneof("values") or ""
     known = _ARMS.get(arm)
-    if known is None or not message.name:
+    if known is None or not name:
         return None
     type, dtype = known
     values: Any = getattr(message, arm).values
     rows = len(values)
+    if rows > FEW_ROWS_MAX:
+        return None
     validity = message.validity
-    if rows > FEW_ROWS_MAX or (validity and (len(validity) != rows or max(validity) > 1)):
+    if validity and (len(validity) != rows or max(validity) > 1):
         return None
     if type is DataType.STRING and not _are_plain_texts(values):
         return None
@@ -165,7 +167,7 @@ def _few_values(message: types_pb2.Column) -> Column | None:
     # NaN and infinity make every sum they are in NaN or infinite.
     if type is DataType.FLOAT64 and not math.isfinite(sum(values)):
         return None
-    return Column(message.name, type, np.fromiter(values, dtype, rows), valid)
+    return Column(name, type, np.fromiter(values, dtype, rows), valid)
 
 
 def _are_plain_texts(texts: Iterable[str]) -> bool:
