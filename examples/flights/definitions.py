@@ -11,7 +11,16 @@ from sklearn.pipeline import Pipeline
 from examples.flights.data import WEATHER_COLUMNS
 from examples.flights.delays import STATISTICS
 from examples.flights.transforms import plane_age
-from foresight.client import DataType, FeatureGroup, FeatureView, Field, ViewFeature, ViewSource, transform
+from foresight.client import (
+    DataType,
+    FeatureGroup,
+    FeatureView,
+    Field,
+    MissingPolicy,
+    ViewFeature,
+    ViewSource,
+    transform,
+)
 
 MODEL = "flight_delay"
 DEPLOYMENT = "flight_delay"
@@ -20,6 +29,17 @@ SINK_TABLE = "tomorrow"
 TRANSFORM_MODULE = "examples.flights.transforms"
 
 STRING, INT64, FLOAT64 = DataType.STRING, DataType.INT64, DataType.FLOAT64
+
+
+def _statistic(key: str, name: str) -> ViewFeature:
+    """A feature that may be missing, but for one that an airport always has.
+
+    Much of the data is missing at times, and the model is to get NULL then. But flights are asked about hours ahead:
+    while the feature store is away it is better to ask again than to predict, and later learn, from nothing. One
+    feature that must have a value makes such a call UNAVAILABLE, which clients repeat.
+    """
+    required = (key, name) == ("origin", "flights_24h")
+    return ViewFeature(name, missing=MissingPolicy.FAIL if required else MissingPolicy.NULL)
 
 
 def _delays(key: str) -> FeatureGroup:
@@ -78,7 +98,7 @@ view = FeatureView(
         *(
             ViewSource(
                 f"{key}_delays",
-                tuple(ViewFeature(name) for name in STATISTICS),
+                tuple(_statistic(key, name) for name in STATISTICS),
                 max_age=timedelta(days=days),
                 prefix=f"{key}_",
             )
