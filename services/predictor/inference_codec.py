@@ -16,6 +16,8 @@ from inference import grpc_service_pb2 as messages
 from services.predictor.inference import choose_outputs
 from services.predictor.policies import Missing
 from services.predictor.prediction import Answer
+from services.predictor.questions import ROWS_MAX
+from services.predictor.streams import size_of_rows
 from services.predictor.tensor_columns import tensor_of
 from services.predictor.tensors import Tensor, from_elements, from_raw, to_raw
 from services.runtime.boundary import REQUEST_ID_BYTES_MAX
@@ -69,6 +71,12 @@ class InferRequest:
         """The id as a request's id for the log; empty where it does not go for one."""
         fits = self.id.isascii() and self.id.isprintable() and len(self.id) <= REQUEST_ID_BYTES_MAX
         return self.id if fits else ""
+
+
+def size_of_request(message: messages.ModelInferRequest) -> int:
+    """The size of a request of a stream, before it is decoded."""
+    shape = message.inputs[0].shape if message.inputs else ()
+    return size_of_rows(min(shape[0], ROWS_MAX) if shape else 0, message.ByteSize())
 
 
 def decode_request(message: messages.ModelInferRequest) -> InferRequest:

@@ -14,7 +14,13 @@ from inference import grpc_service_pb2, grpc_service_pb2_grpc, model_config_pb2
 from services.predictor.arms import find_arm
 from services.predictor.deployments import Deployments
 from services.predictor.inference import check_outputs, check_version, read_inputs
-from services.predictor.inference_codec import InferRequest, decode_request, encode_answer, encode_failure
+from services.predictor.inference_codec import (
+    InferRequest,
+    decode_request,
+    encode_answer,
+    encode_failure,
+    size_of_request,
+)
 from services.predictor.inference_description import (
     EXTENSIONS,
     PLATFORM,
@@ -121,8 +127,7 @@ class InferenceServicer(grpc_service_pb2_grpc.GRPCInferenceServiceServicer):
         ) -> Coroutine[Any, Any, grpc_service_pb2.ModelStreamInferResponse]:
             return self._infer_of_stream(message, context)
 
-        size_of = grpc_service_pb2.ModelInferRequest.ByteSize
-        async with contextlib.aclosing(self._streams.answers(request, answer, size_of)) as answers:
+        async with contextlib.aclosing(self._streams.answers(request, answer, size_of_request)) as answers:
             async for response in answers:
                 yield response
 

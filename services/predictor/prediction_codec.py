@@ -13,6 +13,8 @@ from services.predictor.explaining import Explanation
 from services.predictor.plans import ViewPlan
 from services.predictor.policies import Missing
 from services.predictor.prediction import Answer, Request
+from services.predictor.questions import ROWS_MAX
+from services.predictor.streams import size_of_rows
 from services.predictor.struct_codec import FIELDS_MAX, decode_rows, encode_rows
 from services.predictor.versions import VersionRef
 
@@ -42,6 +44,18 @@ def decode_request(request: prediction_pb2.PredictRequest, asker: Asker, remaini
         explain=request.explain,
         forced_arm=asker.arm,
     )
+
+
+def size_of_request(message: prediction_pb2.PredictStreamRequest) -> int:
+    """The size of a request of a stream, before it is decoded."""
+    rows = 0
+    for column in message.request.columns:
+        arm = column.WhichOneof("values")
+        if arm is not None:
+            values = getattr(column, arm)
+            rows = len(values.micros if arm == "timestamp_values" else values.values)
+            break
+    return size_of_rows(min(rows, ROWS_MAX), message.ByteSize())
 
 
 def decode_rows_request(

@@ -22,6 +22,7 @@ from services.predictor.prediction_codec import (
     encode_answer,
     encode_ref,
     encode_rows_answer,
+    size_of_request,
 )
 from services.predictor.serving import ArmState, ServingState
 from services.predictor.spool import Spool
@@ -82,8 +83,7 @@ class PredictionServicer(prediction_pb2_grpc.PredictionServiceServicer):
                 return _encode_error(error)
             return prediction_pb2.PredictStreamResponse(response=response)
 
-        size_of = prediction_pb2.PredictStreamRequest.ByteSize
-        async with contextlib.aclosing(self._streams.answers(request, answer, size_of)) as answers:
+        async with contextlib.aclosing(self._streams.answers(request, answer, size_of_request)) as answers:
             async for response in answers:
                 yield response
 

@@ -3,9 +3,9 @@
 Pure asyncio: what a request is and how it is answered is the business of whoever serves the stream.
 
 - A stream takes the next request while it has fewer than `unanswered_max` without an answer and these are smaller than
-  `unanswered_bytes_max` together; the first one is taken whatever its size. A request counts until its answer was
-  handed over, so that a caller who does not read his answers is not read from either, and the transport's flow
-  control holds him.
+  `unanswered_bytes_max` together, each of their rows counting for ROW_BYTES at least, so that no stream fills the queue
+  of all; the first one is taken whatever its size. A request counts until its answer was handed over, so that a caller
+  who does not read his answers is not read from either, and the transport's flow control holds him.
 - When the caller has sent all, what is left is answered. When he goes away, what is not answered is dropped.
 - `end` is for a process that stops: no stream takes any more, each answers what it has taken and then ends with
   Unavailable.
@@ -27,6 +27,8 @@ A = TypeVar("A")
 STREAMS_MAX = 128
 UNANSWERED_MAX = 64
 UNANSWERED_BYTES_MAX = 1 << 20
+# 2,048 rows are as many bytes as a stream may have unanswered.
+ROW_BYTES = 512
 
 
 class Streams:
@@ -69,7 +71,7 @@ class Streams:
     async def answers(
         self, requests: AsyncIterator[Q], answer: Callable[[Q], Coroutine[Any, Any, A]], size_of: Callable[[Q], int]
     ) -> AsyncGenerator[A, None]:
-        """What `answer` says to each request, in order; `size_of` is a request's size in bytes.
+        """What `answer` says to each request, in order; `size_of` is a request's size, see `size_of_rows`.
 
         `answer` runs for several requests at a time; what it raises ends the stream, and so does a fault of
         `requests`, after the requests before it were answered. Raises Overloaded and Unavailable, see the module.
@@ -180,6 +182,11 @@ class _Stream(Generic[Q, A]):
         self._over = True
         if self._arrival is not None:
             _wake(self._arrival)
+
+
+def size_of_rows(rows: int, size: int) -> int:
+    """The size of a request of so many rows and bytes."""
+    return max(size, rows * ROW_BYTES)
 
 
 def _wake(future: asyncio.Future[None]) -> None:

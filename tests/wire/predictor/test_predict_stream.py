@@ -12,8 +12,12 @@ import pytest_asyncio
 from google.rpc import error_details_pb2, status_pb2
 
 from foresight.predictor.v1 import prediction_pb2, prediction_pb2_grpc
+from foresight.types.v1 import types_pb2
 from foresight.values import Column, DataType
-from services.predictor.streams import UNANSWERED_MAX
+from foresight.wire import encode_column
+from services.predictor.prediction_codec import size_of_request
+from services.predictor.questions import ROWS_MAX
+from services.predictor.streams import ROW_BYTES, UNANSWERED_MAX
 from services.runtime.status import DETAILS_KEY
 from tests.wire.predictor.rig import NOW, Replica, Rig, ask, until
 from tests.wire.predictor.test_predictor_refusals import INVALID, details
@@ -28,6 +32,10 @@ def message(request: prediction_pb2.PredictRequest) -> prediction_pb2.PredictStr
 
 def hour(value: float, n: int = 1) -> prediction_pb2.PredictRequest:
     return ask(n, event_time=NOW, hour=Column.build("hour", DataType.FLOAT64, [value] * n))
+
+
+def typed(column: Column) -> prediction_pb2.PredictRequest:
+    return prediction_pb2.PredictRequest(columns=[encode_column(column)])
 
 
 def probability(response: prediction_pb2.PredictResponse) -> float:
@@ -166,6 +174,37 @@ async def test_a_caller_who_does_not_read_is_not_read_from(
     first = {i: probability(answers[i].response) for i in range(24)}
     assert len(set(first.values())) == 24
     assert [probability(a.response) for a in answers] == [first[i % 24] for i in range(len(requests))]
+
+
+async def test_a_stream_of_large_requests_leaves_others_their_place_in_the_queue(rig: Rig, replica: Replica) -> None:
+    """Its rows count, not only its requests; nothing of it is refused."""
+    rig.features.hold = asyncio.Event()
+    stream: Stream = replica.stub.PredictStream(messages([hour(1.0, n=1_000)] * 20))
+    await until(lambda: replica.predictor.admitted_rows == 3_000 and rig.features.waiting == 3)
+    single = asyncio.ensure_future(replica.stub.Predict(hour(1.0)))
+    await until(lambda: replica.predictor.admitted_rows == 3_001)
+    assert replica.streams.unanswered == 3
+    rig.features.hold.set()
+    assert (await single).prediction_ids
+    answers, error = await answers_of(stream)
+    assert ([len(a.response.prediction_ids) for a in answers], error) == ([1_000] * 20, None)
+
+
+@pytest.mark.parametrize(
+    ("request_", "least"),
+    [
+        (ask(0), 0),
+        (prediction_pb2.PredictRequest(columns=[types_pb2.Column(name="x")]), 0),
+        (ask(), ROW_BYTES),
+        (ask(100), 100 * ROW_BYTES),
+        (hour(1.0, n=2_000), ROWS_MAX * ROW_BYTES),
+        (typed(Column.build("x", DataType.TIMESTAMP, [NOW] * 3)), 3 * ROW_BYTES),
+        (typed(Column.build("x", DataType.FLOAT_VECTOR, [[1.0]] * 3, 1)), 3 * ROW_BYTES),
+        (typed(Column.build("x", DataType.STRING, ["x" * 4_000])), 4_000),
+    ],
+)
+def test_the_size_of_a_request_is_its_bytes_or_its_rows(request_: prediction_pb2.PredictRequest, least: int) -> None:
+    assert least <= size_of_request(message(request_)) <= max(1.1 * least, 100)
 
 
 async def test_a_stream_that_is_cancelled_leaves_nothing(rig: Rig, replica: Replica) -> None:
