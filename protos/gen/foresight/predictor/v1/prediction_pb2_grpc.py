@@ -92,8 +92,8 @@ class PredictionServiceServicer:
         fails is answered with its error and does not end the stream; bytes that are no message do, with INVALID_ARGUMENT
         after the answers to those before. The deadline of each request is that of the call. The server stops reading while
         it has 64 requests, 1 MiB or 2,048 rows of them unanswered, so that a caller that does not read its answers is held
-        up by gRPC's flow control. RESOURCE_EXHAUSTED when a replica has too many streams; UNAVAILABLE after the answers to what it has
-        read when it stops: what has no answer then was not read.
+        up by gRPC's flow control. RESOURCE_EXHAUSTED when a replica has too many streams; UNAVAILABLE after the answers to
+        what it has read when it stops: what has no answer then was not read.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -45,8 +45,8 @@ class PredictionServiceStub:
     fails is answered with its error and does not end the stream; bytes that are no message do, with INVALID_ARGUMENT
     after the answers to those before. The deadline of each request is that of the call. The server stops reading while
     it has 64 requests, 1 MiB or 2,048 rows of them unanswered, so that a caller that does not read its answers is held
-    up by gRPC's flow control. RESOURCE_EXHAUSTED when a replica has too many streams; UNAVAILABLE after the answers to what it has
-    read when it stops: what has no answer then was not read.
+    up by gRPC's flow control. RESOURCE_EXHAUSTED when a replica has too many streams; UNAVAILABLE after the answers to
+    what it has read when it stops: what has no answer then was not read.
     """
     VerifyPrediction: _grpc.UnaryUnaryMultiCallable[_prediction_pb2.VerifyPredictionRequest, _prediction_pb2.VerifyPredictionResponse]
     """Replays a logged prediction (features of then, transforms, model) and compares it byte by byte."""
@@ -72,8 +72,8 @@ class PredictionServiceAsyncStub(PredictionServiceStub):
     fails is answered with its error and does not end the stream; bytes that are no message do, with INVALID_ARGUMENT
     after the answers to those before. The deadline of each request is that of the call. The server stops reading while
     it has 64 requests, 1 MiB or 2,048 rows of them unanswered, so that a caller that does not read its answers is held
-    up by gRPC's flow control. RESOURCE_EXHAUSTED when a replica has too many streams; UNAVAILABLE after the answers to what it has
-    read when it stops: what has no answer then was not read.
+    up by gRPC's flow control. RESOURCE_EXHAUSTED when a replica has too many streams; UNAVAILABLE after the answers to
+    what it has read when it stops: what has no answer then was not read.
     """
     VerifyPrediction: _aio.UnaryUnaryMultiCallable[_prediction_pb2.VerifyPredictionRequest, _prediction_pb2.VerifyPredictionResponse]  # type: ignore[assignment]
     """Replays a logged prediction (features of then, transforms, model) and compares it byte by byte."""
@@ -114,8 +114,8 @@ class PredictionServiceServicer(metaclass=_abc_1.ABCMeta):
         fails is answered with its error and does not end the stream; bytes that are no message do, with INVALID_ARGUMENT
         after the answers to those before. The deadline of each request is that of the call. The server stops reading while
         it has 64 requests, 1 MiB or 2,048 rows of them unanswered, so that a caller that does not read its answers is held
-        up by gRPC's flow control. RESOURCE_EXHAUSTED when a replica has too many streams; UNAVAILABLE after the answers to what it has
-        read when it stops: what has no answer then was not read.
+        up by gRPC's flow control. RESOURCE_EXHAUSTED when a replica has too many streams; UNAVAILABLE after the answers to
+        what it has read when it stops: what has no answer then was not read.
         """
 
     @_abc_1.abstractmethod
