@@ -24,6 +24,7 @@ log = structlog.get_logger()
 
 REQUEST_ID_HEADER = "x-request-id"
 REQUEST_ID_BYTES_MAX = 64
+HEALTH = "/grpc.health."
 
 
 class _Malformed:
@@ -38,6 +39,8 @@ class Boundary(grpc.aio.ServerInterceptor):
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
+        # Calls that came so far, but for those that ask for its health.
+        self.calls = 0
         # Handlers are wrapped once per method that exists.
         self._wrapped: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
 
@@ -75,12 +78,14 @@ class Boundary(grpc.aio.ServerInterceptor):
 
     def _unary(self, inner: Any, method: str) -> Any:
         """A handler with one answer, to one request or a stream of them."""
+        counted = not method.startswith(HEALTH)
 
         async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
             bind_request(context)
             started = time.perf_counter()
             code = grpc.StatusCode.OK
             self._metrics.began()
+            self.calls += counted
             try:
                 return await inner(_checked(request), context)
             except (grpc.aio.AbortError, asyncio.CancelledError):
@@ -95,11 +100,14 @@ class Boundary(grpc.aio.ServerInterceptor):
         return call
 
     def _streaming(self, inner: Any, method: str) -> Any:
+        counted = not method.startswith(HEALTH)
+
         async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
             bind_request(context)
             started = time.perf_counter()
             code = grpc.StatusCode.OK
             self._metrics.began()
+            self.calls += counted
             try:
                 responses = inner(_checked(request), context)
                 if inspect.isawaitable(responses):

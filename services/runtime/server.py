@@ -1,8 +1,8 @@
 """The one way to run a gRPC server: health that follows readiness, reflection, an end that costs no caller an answer.
 
-SIGTERM drains: health says NOT_SERVING, a pause lets balancers look away while calls are answered as ever, then calls
-under way finish within the grace and the server ends. SIGINT leaves out the pause, for those who know that nobody
-looks: the local stack stops the gateway first. A second signal ends the pause.
+SIGTERM drains: health says NOT_SERVING; a pause lets balancers look away while calls are answered as ever, and ends
+when none come any more; then calls under way finish within the grace and the server ends. SIGINT leaves out the pause,
+for those who know that nobody looks: the local stack stops the gateway first. A second signal ends the pause.
 """
 
 from __future__ import annotations
@@ -31,6 +31,11 @@ READINESS_PERIOD_S = 0.5
 # While not ready: whoever waits for the start should not wait for the next look.
 UNREADY_PERIOD_S = 0.05
 READINESS_TIMEOUT_S = 2.0
+# After the pause, so many looks in a row have to find no new call: a machine that is short of time may not have shown
+# us those that came long ago. Callers that never look away get no more than QUIET_LOOKS_MAX of them.
+QUIET_LOOK_S = 0.02
+QUIET_LOOKS = 5
+QUIET_LOOKS_MAX = 100
 # Callers that look for a dead peer may ask so often; a server that does not say so ends their connection.
 PING_INTERVAL_MIN_MS = 1_000
 
@@ -56,8 +61,9 @@ class Server:
         self.stopping = asyncio.Event()
         self.closing = asyncio.Event()
         self._unwatched = asyncio.Event()
+        self._boundary = Boundary(metrics)
         self.grpc = grpc.aio.server(
-            interceptors=[Boundary(metrics)],
+            interceptors=[self._boundary],
             options=[
                 ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
                 ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
@@ -94,9 +100,20 @@ class Server:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._settings.drain_pause_s):
                 await self._unwatched.wait()
+        await self._quiet()
         self.closing.set()
         await self.grpc.stop(self._settings.stop_grace_s)
         log.info("server_stopped")
+
+    async def _quiet(self) -> None:
+        """Returns when no calls come any more, as those that nobody has looked at yet would be lost."""
+        quiet = 0
+        for _ in range(QUIET_LOOKS_MAX):
+            if quiet == QUIET_LOOKS or self._unwatched.is_set():
+                return
+            calls = self._boundary.calls
+            await asyncio.sleep(QUIET_LOOK_S)
+            quiet = quiet + 1 if self._boundary.calls == calls else 0
 
     def _drain(self) -> None:
         if self.stopping.is_set():
