@@ -97,7 +97,8 @@ class OnnxModel:
         options = ort.SessionOptions()
         options.intra_op_num_threads = 1
         options.inter_op_num_threads = 1
-        # Of a hundred models each would keep what its largest batch took, and none is faster for it (measured).
+        # Each of a hundred models would keep what its largest batch took (3 MiB for a small network and 1,024 rows) to
+        # save at most 2 us in a run; both measured.
         options.enable_cpu_mem_arena = False
         options.enable_mem_pattern = False
         self._session = ort.InferenceSession(artifact, options, providers=["CPUExecutionProvider"])
