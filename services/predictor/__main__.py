@@ -86,7 +86,9 @@ async def serve(settings: PredictorSettings) -> None:
         views = ViewCatalogue(features)
         models = ModelCache(ArtifactCache(settings.cache_folder / "artifacts", trainer))
         kept = ServingFile(settings.cache_folder / "serving")
-        deployments = Deployments(trainer, features, views, models, transforms, kept)
+        deployments = Deployments(
+            *(trainer, features, views, models, transforms, kept), required=settings.required_deployments
+        )
         last_known = LastKnown(
             rows_max=settings.last_known_rows_max,
             bytes_max=settings.last_known_bytes_max,

@@ -76,6 +76,9 @@ class PredictorSettings(ServiceSettings):
         ge=1 << 16,
         description="memory for answers to named requests, and as much disk; beyond it the oldest are forgotten early",
     )
+    required_deployments: tuple[str, ...] = Field(
+        default=(), description="JSON list of deployments without any of which the replica takes no traffic"
+    )
     transform_modules: tuple[str, ...] = Field(
         default=(), description="JSON list of the Python modules whose functions views may use as transforms"
     )

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import structlog
 
@@ -42,7 +42,7 @@ _BUG = "it cannot be loaded; the predictor's log has the details"
 
 
 class Deployments:
-    """The serving table; one task runs `run`."""
+    """The serving table; one task runs `run`. Without one of the `required` deployments it is not ready."""
 
     def __init__(
         self,
@@ -53,9 +53,11 @@ class Deployments:
         transforms: TransformSet,
         file: ServingFile,
         *,
+        required: Collection[str] = (),
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self._source = source
+        self._required = frozenset(required)
         self._packer = packer
         self._views = views
         self._loader = Loader(views, models, transforms)
@@ -77,8 +79,13 @@ class Deployments:
     def ready(self) -> bool:
         """Whether the first table has come and everything in it serves, or cannot for a cause that lasts.
 
-        A deployment that cannot be loaded answers MODEL_NOT_READY; it does not take the others down with it.
+        A deployment that cannot be loaded answers MODEL_NOT_READY; it does not take the others down with it, unless it
+        is required.
         """
+        return self._decided and self._required <= self._serving.keys()
+
+    @property
+    def _decided(self) -> bool:
         return self._delivered and not self._undecided
 
     def serving(self, name: str) -> Served:
@@ -200,7 +207,7 @@ class Deployments:
         if gone:
             self._serving = {name: s for name, s in self._serving.items() if name in wanted}
         for deployment in to_load:
-            if deployment.name not in self._serving and not self.ready:
+            if deployment.name not in self._serving and not self._decided:
                 self._undecided.add(deployment.name)
             if not self._serves(deployment):
                 self._start(deployment, tasks)

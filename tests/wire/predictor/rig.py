@@ -205,6 +205,7 @@ class Rig:
         fsync: bool = False,
         lookup: Callable[[FeatureStoreClient], Lookup] = Lookup,
         explanations: Explanations | None = None,
+        required: tuple[str, ...] = (),
         **spool_options: Any,
     ) -> AsyncIterator[Replica]:
         """A predictor on the rig's folders; one at a time."""
@@ -226,7 +227,7 @@ class Rig:
             views = ViewCatalogue(features)
             models = ModelCache(ArtifactCache(self.folder / "cache/artifacts", trainer))
             file = ServingFile(self.folder / "cache/serving")
-            deployments = Deployments(trainer, features, views, models, functions, file)
+            deployments = Deployments(trainer, features, views, models, functions, file, required=required)
             telemetry = Telemetry(metrics.registry)
             admission = Admission(queue_rows_max)
             predictor = Predictor(

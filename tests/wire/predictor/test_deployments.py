@@ -202,6 +202,26 @@ async def test_not_ready_while_the_feature_store_is_away(rig: Rig) -> None:
         await replica.stub.Predict(ask())
 
 
+async def test_not_ready_without_a_required_model(rig: Rig) -> None:
+    """Not deployed, without its artifact for good, or unloaded by an operator; the others answer."""
+    async with rig.predictor(required=("other",)) as replica:
+        await until(lambda: states(replica).get("late_flights") == (1, ""))
+        assert not replica.deployments.ready
+        rig.trainer.register(model_version(2), artifact(1.0))
+        digest = rig.trainer.versions[("late", 2)].artifact_sha256
+        gone = rig.trainer.artifacts.pop(digest)
+        await rig.trainer.deploy("other", "late", 2)
+        await until(lambda: states(replica).get("other", (None, ""))[1].startswith("no artifact"))
+        assert not replica.deployments.ready
+        await replica.stub.Predict(ask())
+        rig.trainer.artifacts[digest] = gone
+        await until(lambda: replica.deployments.ready)
+        replica.deployments.unload("other")
+        assert not replica.deployments.ready
+        await replica.deployments.load("other")
+        assert replica.deployments.ready
+
+
 async def test_a_new_deployment_that_cannot_be_loaded_yet_is_not_ready(rig: Rig) -> None:
     """A replica that has started says MODEL_NOT_READY with the cause: the caller deployed, and may look why."""
     await rig.trainer.withdraw("late_flights")
