@@ -19,7 +19,7 @@ from deploy.local.health_client import EnvoyAdmin
 from gateway.envoy import Gateway
 
 # Callers with nothing to ask keep their connections; they find the new process when they ask again.
-IDLE_S_MAX = 3.0
+IDLE_S_MAX = 1.0
 HAND_OVER_S_MAX = 30.0
 _POLL_S = 0.05
 

@@ -1,6 +1,9 @@
 """Checks the monitoring against the real thing: a real Prometheus scrapes a live stack that is in use, and every
 expression of the Grafana dashboard must evaluate there to at least one value, and every alert without a fault.
 
+Predictor and feature store run in two processes each: no value may be that of one of them alone, and their counts add
+up to what was asked.
+
     python -m deploy.prometheus.live_check --prometheus /usr/bin/prometheus
 """
 
@@ -30,7 +33,10 @@ from examples.first_steps import service
 FOLDER = Path(__file__).parent
 DASHBOARD = FOLDER.parent / "grafana" / "overview.json"
 DEADLINE_S = 60
-SERVICES = ("feature_store", "trainer", "predictor", "logger")
+PROCESSES = ("feature_store-0", "feature_store-1", "trainer", "predictor-0", "predictor-1", "logger", "gateway")
+# One use asks for two.
+PREDICTIONS_PER_USE = 2
+ANSWERED = "sum(foresight_predictor_predictions_total)"
 
 
 def expressions() -> list[str]:
@@ -45,15 +51,14 @@ def alerts() -> set[str]:
     return {rule["alert"] for group in groups for rule in group["rules"]}
 
 
-def configuration(metrics: dict[str, int]) -> dict[str, Any]:
-    """The shipped scrape configuration with the ports of a running stack, scraped every second."""
+def configuration(targets: Path) -> dict[str, Any]:
+    """The shipped scrape configuration with the pages of a running stack, scraped every second."""
     config: dict[str, Any] = yaml.safe_load((FOLDER / "prometheus.yml").read_text())
     config["global"] = {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"}
     config["rule_files"] = [str(FOLDER / name) for name in config["rule_files"]]
-    services, gateway = config["scrape_configs"]
-    for static in services["static_configs"]:
-        static["targets"] = [f"127.0.0.1:{metrics[static['labels']['service']]}"]
-    gateway["static_configs"][0]["targets"] = [f"127.0.0.1:{metrics['gateway']}"]
+    (scraped,) = config["scrape_configs"]
+    (found,) = scraped["file_sd_configs"]
+    found["files"] = [str(targets)]
     return config
 
 
@@ -106,13 +111,25 @@ def sound_alerts(address: str) -> set[str]:
 
 def check(address: str, use: Callable[[], None]) -> list[str]:
     """Uses the stack until every expression has a value; answers those that have none at the deadline."""
-    missing = ['up{job="gateway"} == 1', *(f'up{{service="{s}"}} == 1' for s in SERVICES), *expressions()]
+    missing = [*(f'up{{replica="{name}"}} == 1' for name in PROCESSES), *expressions()]
     deadline = time.monotonic() + DEADLINE_S
+    uses = 0
     while missing and time.monotonic() < deadline:
         use()
+        uses += 1
         missing = [expression for expression in missing if not query(address, expression)]
         time.sleep(0.5)
-    return missing
+    while not (counted := query(address, f"{ANSWERED} == {PREDICTIONS_PER_USE * uses}")):
+        if time.monotonic() >= deadline:
+            break
+        time.sleep(0.5)
+    return missing if counted else [*missing, f"{ANSWERED} is not {PREDICTIONS_PER_USE * uses}"]
+
+
+def of_one_process(address: str) -> list[str]:
+    """The expressions whose values are told apart by process: what a service does is their sum."""
+    labels = {"replica", "instance"}
+    return [e for e in expressions() if any(labels & set(value["metric"]) for value in query(address, e))]
 
 
 def main() -> int:
@@ -123,11 +140,12 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="foresight-") as name:
         folder = Path(name)
         with (
-            LocalStack(folder / "state", gateway_port=0, metrics_port=0) as stack,
+            LocalStack(folder / "state", gateway_port=0, metrics_port=0, predictors=2, feature_stores=2) as stack,
             service.deployed(stack.state) as use,
-            prometheus(arguments.prometheus, configuration(stack.metrics_ports), folder) as address,
+            prometheus(arguments.prometheus, configuration(stack.state / "prometheus.json"), folder) as address,
         ):
             missing = check(address, use)
+            missing += [f"of one process: {expression}" for expression in of_one_process(address)]
             missing += [f"alert {name}" for name in sorted(alerts() - sound_alerts(address))]
     for expression in missing:
         sys.stderr.write(f"no value: {expression}\n")
