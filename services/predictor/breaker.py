@@ -59,6 +59,11 @@ class Breaker:
             return BreakerState.CLOSED
         return BreakerState.HALF_OPEN if self._probing or self._now() >= self._ask_at else BreakerState.OPEN
 
+    @property
+    def closed(self) -> bool:
+        """Whether everybody asks."""
+        return self._ask_at is None
+
     def enter(self, timeout_s: float) -> Trial | None:
         """Leave to ask and to wait so long; None: go without. Ends with `answered`, `silent` or `left`."""
         now = self._now()

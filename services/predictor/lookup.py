@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import structlog
 
 from foresight.values import Column
-from services.predictor.breaker import Breaker, BreakerState
+from services.predictor.breaker import Breaker
 from services.predictor.last_known import LastKnown
 from services.predictor.plans import ViewPlan
 from services.predictor.policies import FEATURE_STORE
@@ -47,7 +47,7 @@ class Lookup:
     @property
     def away(self) -> bool:
         """Whether the feature store is known to be away."""
-        return self._breaker.state is not BreakerState.CLOSED
+        return not self._breaker.closed
 
     async def vectors(
         self, plan: ViewPlan, keys: Sequence[Column], event_time_micros: Sequence[int], timeout_s: float

@@ -30,7 +30,7 @@ class ViewPlan:
 
     `expected` are the columns that a request carries: entity keys, then request features. `transforms_sha256` is the
     SHA-256 over the transforms' own hashes in order, as hex; empty without any transform. `remembered` are the
-    positions of the features whose policy is LAST_KNOWN.
+    positions of the features whose policy is LAST_KNOWN. `needs_feature_store`: nobody can be answered without it.
     """
 
     view: FeatureView
@@ -42,11 +42,7 @@ class ViewPlan:
     transforms_sha256: str
     groups: tuple[VersionRef, ...]
     remembered: tuple[int, ...]
-
-    @property
-    def needs_feature_store(self) -> bool:
-        """Whether nobody can be answered without it."""
-        return any(f.policy is MissingPolicy.FAIL for f in self.features)
+    needs_feature_store: bool
 
     @property
     def feature_names(self) -> frozenset[str]:
@@ -78,6 +74,7 @@ def plan_view(view: FeatureView) -> ViewPlan:
         transforms_sha256=digest.hexdigest() if view.transforms else "",
         groups=tuple(VersionRef(s.group, s.group_version) for s in view.sources),
         remembered=tuple(i for i, f in enumerate(features) if f.policy is MissingPolicy.LAST_KNOWN),
+        needs_feature_store=any(f.policy is MissingPolicy.FAIL for f in features),
     )
 
 
