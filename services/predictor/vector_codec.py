@@ -22,9 +22,10 @@ from foresight.wire.vector_bytes import FEATURE, ROWS, VECTORS, VIEW, FeatureFra
 from services.predictor.vectors import FeatureValues, SourceRows, Vectors
 from services.predictor.versions import VersionRef
 
-# Views whose answers are remembered, and of each the numbers of entities, about 3 KB each; beyond, all are forgotten.
+# Views whose answers are remembered, and frames of features that are kept, about 200 bytes each; beyond, all are
+# forgotten.
 VIEWS_MAX = 1_024
-SIZES_MAX = 64
+FRAMES_MAX = 65_536
 # A length has at most 5 digits of 7 bits.
 _LENGTH_BITS_MAX = 35
 _PRESENT = bytes([FeatureStatus.PRESENT])
@@ -35,12 +36,15 @@ class VectorReader:
 
     def __init__(self) -> None:
         self._known: dict[VersionRef, _Known] = {}
+        # By what is known and the number of entities.
+        self._frames: dict[tuple[_Known, int], list[FeatureFrame | None]] = {}
+        self._kept = 0
 
     def read(self, view: VersionRef, entities: int, answer: bytes) -> Vectors:
         """The vectors of a GetFeatureVectorsResponse for so many entities. Raises DecodeError and InvalidValue."""
         known = self._known.get(view)
         if known is not None:
-            vectors = known.read(entities, answer)
+            vectors = known.read(entities, self._frames_of(known, entities), answer)
             if vectors is not None:
                 return vectors
         message = online_pb2.GetFeatureVectorsResponse.FromString(answer).vectors
@@ -49,6 +53,17 @@ class VectorReader:
             self._known.clear()
         self._known[view] = _Known(message, vectors)
         return vectors
+
+    def _frames_of(self, known: _Known, entities: int) -> list[FeatureFrame | None]:
+        frames = self._frames.get((known, entities))
+        if frames is None:
+            frames = known.frames(entities)
+            self._kept += 1 + len(frames)
+            if self._kept > FRAMES_MAX:
+                self._frames.clear()
+                self._kept = 1 + len(frames)
+            self._frames[known, entities] = frames
+        return frames
 
 
 def decode_vectors(message: online_pb2.FeatureVectors) -> Vectors:
@@ -68,16 +83,19 @@ class _Known:
         self._fields = [values.column.field for values in vectors.features]
         self._features = [(f, feature.source) for f, feature in zip(self._fields, message.features, strict=True)]
         self._sources = len(vectors.sources)
-        self._frames: dict[int, list[FeatureFrame | None]] = {}
 
-    def read(self, entities: int, answer: bytes) -> Vectors | None:
+    def frames(self, entities: int) -> list[FeatureFrame | None]:
+        """What an answer has around the values of so many entities."""
+        return feature_frames(self._features, entities)
+
+    def read(self, entities: int, frames: Sequence[FeatureFrame | None], answer: bytes) -> Vectors | None:
         """The vectors of an answer; None when it is not of this shape."""
         field = _field(answer, 0, VECTORS)
         if field is None or field[1] != len(answer) or not answer.startswith(self._view, field[0]):
             return None
         at = field[0] + len(self._view)
         found: list[bytes | FeatureValues] = []
-        for frame in self._frames_for(entities):
+        for frame in frames:
             if frame is not None and answer.startswith(frame.before, at):
                 start = at + len(frame.before)
                 end = start + frame.size
@@ -102,14 +120,6 @@ class _Known:
             return None
         features = self._values(entities, found)
         return None if features is None else Vectors(features, tuple(sources), rest.applied_commit)
-
-    def _frames_for(self, entities: int) -> list[FeatureFrame | None]:
-        frames = self._frames.get(entities)
-        if frames is None:
-            if len(self._frames) >= SIZES_MAX:
-                self._frames.clear()
-            frames = self._frames[entities] = feature_frames(self._features, entities)
-        return frames
 
     def _values(self, entities: int, found: Sequence[bytes | FeatureValues]) -> tuple[FeatureValues, ...] | None:
         """The features, of which bytes are values that are all there; None when a value must not be there."""

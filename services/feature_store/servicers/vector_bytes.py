@@ -21,8 +21,8 @@ from foresight.wire.vector_bytes import (
 )
 from services.feature_store.online.vectors import FeatureValues, FeatureVectors, SourceRows
 
-# Pairs of a view and a number of entities: about 3 KB each.
-FRAMES_MAX = 2_048
+# Frames of features that are kept, about 200 bytes each.
+FRAMES_MAX = 65_536
 _GROUP, _EVENT_TIMES, _COMMITS, _ERASED = tag(1), tag(2), tag(3), tag(4)
 
 
@@ -32,6 +32,7 @@ class VectorWriter:
     def __init__(self) -> None:
         # By the view's id and the number of entities.
         self._frames: dict[tuple[int, int], _Frames] = {}
+        self._kept = 0
 
     def message(self, vectors: FeatureVectors) -> bytes:
         """The bytes of a message with the vectors in its field 1."""
@@ -53,8 +54,10 @@ class VectorWriter:
         frames = self._frames.get(key)
         if frames is None or frames.of is not vectors.view:
             frames = _Frames(vectors, entities)
-            if len(self._frames) >= FRAMES_MAX:
+            self._kept += 1 + len(frames.features)
+            if self._kept > FRAMES_MAX:
                 self._frames.clear()
+                self._kept = 1 + len(frames.features)
             self._frames[key] = frames
         return frames
 

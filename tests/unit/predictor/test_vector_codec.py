@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from google.protobuf.message import DecodeError
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foresight.feature_store.v1 import online_pb2
 from foresight.types.v1 import types_pb2
 from foresight.values import Column, DataType, FeatureStatus, InvalidValue
-from services.predictor.vector_codec import SIZES_MAX, VIEWS_MAX, VectorReader, decode_vectors
+from services.predictor.vector_codec import FRAMES_MAX, VIEWS_MAX, VectorReader, decode_vectors
 from services.predictor.vectors import Vectors
 from services.predictor.versions import VersionRef
 from tests.unit.values.columns import same
@@ -59,6 +59,7 @@ def _sources(vectors: Vectors) -> list[object]:
     return [(s.group, s.event_time_micros, s.commits, s.erased_commits) for s in vectors.sources]
 
 
+@settings(max_examples=40, deadline=None)
 @given(st.data())
 def test_one_answer_after_the_other_is_read_as_protobuf_reads_it(data: st.DataObject) -> None:
     """Of every type, with any number of entities, with and without missing values, also of another shape."""
@@ -116,7 +117,9 @@ def test_what_is_remembered_is_bounded() -> None:
         data = answer([Column("a", FLOAT, np.ones(1))], 1)
         assert reader.read(VersionRef("view", number + 1), 1, data).features[0].column.values.tolist() == [1.0]
     assert len(reader._known) <= VIEWS_MAX
-    for rows in [*range(1, SIZES_MAX + 3), 1, 2]:
-        data = answer([Column("a", FLOAT, np.ones(rows))], rows)
-        assert len(reader.read(VIEW, rows, data).features[0].column) == rows
-    assert len(reader._known[VIEW]._frames) <= SIZES_MAX
+    ones = [Column(f"f{i}", FLOAT, np.ones(1)) for i in range(6_000)]
+    for rows in [*range(1, FRAMES_MAX // 6_000 + 3), 1, 2]:
+        data = answer([repeated(column, rows) for column in ones], rows)
+        for _ in range(2):
+            assert len(reader.read(VIEW, rows, data).features[-1].column) == rows
+    assert sum(map(len, reader._frames.values())) <= FRAMES_MAX
