@@ -95,7 +95,8 @@ def test_what_answers_have_in_common_is_forgotten_beyond_a_bound() -> None:
     for entities in [*range(1, FRAMES_MAX // 6_000 + 3), 1, 2]:
         values = [FeatureValues(c.field, repeated(c, entities).values, b"\1" * entities, 0) for c in ones]
         vectors = FeatureVectors(VIEW, values, [SourceRows(GROUPS[0], *_zeros(entities))], 1)
-        assert writer.message(vectors) == plain(vectors)
+        written = writer.message(vectors)
+    assert written == plain(vectors)
     assert sum(len(frames.features) for frames in writer._frames.values()) <= FRAMES_MAX
     for name in ("other", "another"):
         other = FeatureVectors(replace(VIEW, name=name), [], [SourceRows(GROUPS[0], *_zeros(1))], 1)
