@@ -183,6 +183,7 @@ class Rig:
     logger: Logger = field(default_factory=Logger)
     servers: dict[str, grpc.aio.Server] = field(default_factory=dict)
     now: datetime = NOW
+    lives: int = 0
 
     def address(self, name: str) -> str:
         return f"unix:{self.folder}/{name}.sock"
@@ -257,10 +258,13 @@ class Rig:
 
             inference = InferenceServicer(arms, deployments, streams, ready, "1.2.3")
             grpc_service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(inference, server)
-            server.add_insecure_port(self.address("predictor"))
+            # A path of its own for each life: a channel to the same one may still be connected to the server before.
+            self.lives += 1
+            address = self.address("predictor" if self.lives == 1 else f"predictor-{self.lives}")
+            server.add_insecure_port(address)
             await server.start()
             stack.push_async_callback(server.stop, None)
-            channel = await stack.enter_async_context(open_channel(self.address("predictor")))
+            channel = await stack.enter_async_context(open_channel(address))
             stub = prediction_pb2_grpc.PredictionServiceStub(channel)
             inference_stub = grpc_service_pb2_grpc.GRPCInferenceServiceStub(channel)
             stubs = (stub, inference_stub)
