@@ -101,6 +101,23 @@ async def test_rows_follow_the_spine_and_are_read_by_split(store: Store) -> None
     assert await store.datasets.get(manifest.id) == manifest
 
 
+async def test_there_is_no_last_known_value_in_training(store: Store) -> None:
+    """What is NULL, too old or not there reads the default where there is one, else NULL."""
+    await define(store)
+    default = Column.build("rain", DataType.INT64, [-1])
+    age = timedelta(days=1)
+    sources = [
+        ViewSource("weather", (ViewFeature("rain", name, MissingPolicy.LAST_KNOWN, value, age),), timedelta(hours=1))
+        for name, value in (("rain", default), ("plain_rain", None))
+    ]
+    await store.view("known", *sources)
+    without_hour = SPINE.drop_columns(["hour"])
+    manifest = await store.create(DatasetRequest("known", Reference("known")), without_hour)
+    rows = (await store.read_dataset(manifest.id)).to_pylist()
+    assert [row["rain"] for row in rows] == [3, -1, -1, -1, 3, -1]
+    assert [row["plain_rain"] for row in rows] == [3, None, None, None, 3, None]
+
+
 async def test_the_same_commit_gives_the_same_hash_after_corrections_and_a_restart(
     postgres_url: MakeDatabase,
 ) -> None:
