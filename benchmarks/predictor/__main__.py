@@ -1,4 +1,4 @@
-"""What a prediction costs, what is left of the throughput under overload, and how others do beside it.
+"""What a prediction costs, what overload leaves of it, a hundred models in one process, and how others do beside it.
 
 python -m benchmarks.predictor [costs | side_by_side [--quick]]
 
@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from benchmarks.gateway import side_by_side
-from benchmarks.predictor import cpu, overload, streaming
+from benchmarks.predictor import cpu, models, overload, streaming
 from benchmarks.predictor.services import running_services
 from benchmarks.results import publish
 
@@ -25,6 +25,7 @@ def measure_costs() -> int:
             for measured in (cpu.measured, streaming.measured, overload.measured)
             for result in asyncio.run(measured(services))
         ]
+        results += models.measured(services)
     publish("predictor", results)
     return 0 if all(r.holds for r in results) else 1
 

@@ -170,7 +170,7 @@ def _deploy(services: Services) -> None:
         tuple(Field(n, DataType.FLOAT64) for n in REQUEST_FEATURES),
     )
     rows, spine = places()
-    with _client(services, "feature_store") as features, _client(services, "trainer") as trainer:
+    with client_of(services, "feature_store") as features, client_of(services, "trainer") as trainer:
         features.apply(group, view)
         features.write("places", rows)
         dataset = features.create_training_dataset("late", "late", spine)
@@ -180,7 +180,8 @@ def _deploy(services: Services) -> None:
 
 
 @contextlib.contextmanager
-def _client(services: Services, name: str) -> Iterator[Client]:
+def client_of(services: Services, name: str) -> Iterator[Client]:
+    """A client of one service, without a gateway."""
     address = services.address(name)
     with _channel(address) as channel, Client(connection=Connection(channel, address, Retry(0.0))) as client:
         yield client
