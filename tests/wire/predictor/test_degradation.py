@@ -121,8 +121,8 @@ async def test_a_required_feature_makes_the_call_unavailable(rig: Rig, careful: 
     """Retryable, and the feature store is named; nothing is logged."""
     before = careful.spool.incarnations()[0].highest_sequence
     await leave(rig)
-    for request in (ask(), ask_carefully("ZZ"), ask_carefully("AA", event_time=FED_AT - timedelta(microseconds=1))):
-        error = await failure(careful.stub.Predict(request, timeout=3))
+    for request in (ask_carefully("ZZ"), ask_carefully("AA", event_time=FED_AT - timedelta(microseconds=1)), ask()):
+        error = await failure(careful.stub.Predict(request, timeout=20))
         assert error.code() is grpc.StatusCode.UNAVAILABLE
         assert error_metadata(error)["upstream"] == "feature store"
     assert careful.spool.incarnations()[0].highest_sequence == before
