@@ -81,7 +81,7 @@ def main() -> int:
     """Measures on a store of its own."""
     with running_store() as store:
         results = asyncio.run(measured(store, define(store)))
-    publish("lookups", results)
+    publish("predictor_lookups", results)
     return 0
 
 

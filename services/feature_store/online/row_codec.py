@@ -9,8 +9,6 @@ without those.
 
 from __future__ import annotations
 
-import itertools
-import struct
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -20,29 +18,28 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from foresight.tables import arrow_type, column_from_arrow
-from foresight.values import Column, DataType, FeatureGroup, Field
+from foresight.values import DataType, FeatureGroup
 from services.feature_store.groups import StoredGroup
 from services.feature_store.online.key_codec import KeyCodec, stored_key
-from services.feature_store.online.store import FoundColumn, FoundRows
+from services.feature_store.online.row_layout import (
+    FLAGS_OFFSET,
+    HEADER,
+    LENGTH,
+    SHAPE,
+    SHAPE_OFFSET,
+    VERSION,
+    VERSION_OFFSET,
+    AddedFeatures,
+    Layout,
+    RowColumns,
+    format_of,
+)
+from services.feature_store.online.store import FoundRows
 
 LAYOUT = 2
 _DELETED, _DIGESTED = 1, 2
 # Never stored: stands for an entity without a row.
 _ABSENT = 4
-_FLAGS_OFFSET = 1
-_HEADER = struct.Struct("<BBqQHI")
-_SHAPE = struct.Struct("<HI")
-_SHAPE_OFFSET = 18
-_VERSION = struct.Struct("<qQ")
-_VERSION_OFFSET = 2
-_LENGTH = struct.Struct("<I")
-_DTYPES = {
-    DataType.INT64: "<i8",
-    DataType.FLOAT64: "<f8",
-    DataType.BOOL: "?",
-    DataType.STRING: "<u4",
-    DataType.TIMESTAMP: "<i8",
-}
 _HEAD_DTYPE = np.dtype(
     [
         ("layout", "u1"),
@@ -72,12 +69,12 @@ class RowCodec:
         self._group: FeatureGroup = stored.group
         features = stored.group.features
         self._count = len(features)
-        self._layout = layout = _Layout(features)
+        self._layout = layout = Layout(features)
         # By the number of features that rows of another state have.
-        self._added: dict[int, _Added] = {}
-        parts: list[Any] = [("head", f"V{_HEADER.size}"), ("bitmap", f"V{layout.bitmap_bytes}")]
-        self._dtype = np.dtype([*parts, *zip(layout.names, map(_format, features), strict=True)])
-        head = _HEADER.pack(LAYOUT, _ABSENT, 0, 0, self._count, layout.width)
+        self._added: dict[int, AddedFeatures] = {}
+        parts: list[Any] = [("head", f"V{HEADER.size}"), ("bitmap", f"V{layout.bitmap_bytes}")]
+        self._dtype = np.dtype([*parts, *zip(layout.names, map(format_of, features), strict=True)])
+        head = HEADER.pack(LAYOUT, _ABSENT, 0, 0, self._count, layout.width)
         self._absent = head + bytes(layout.width - len(head))
 
     def encode(self, rows: pa.RecordBatch) -> EncodedRows:
@@ -97,7 +94,7 @@ class RowCodec:
         for i, key in enumerate(whole):
             if stored[i] is not key:
                 row = bytearray(encoded[i] + key)
-                row[_FLAGS_OFFSET] |= _DIGESTED
+                row[FLAGS_OFFSET] |= _DIGESTED
                 encoded[i] = bytes(row)
         return EncodedRows(whole, stored, encoded)
 
@@ -111,7 +108,7 @@ class RowCodec:
         head["time"] = np.asarray(rows["event_time"].cast(pa.int64()))
         head["commit"] = np.asarray(rows["commit"])
         head["features"], head["texts_at"] = self._count, self._dtype.itemsize
-        fixed["head"] = head.view(f"V{_HEADER.size}")
+        fixed["head"] = head.view(f"V{HEADER.size}")
         bits = np.zeros((n, self._layout.bitmap_bytes * 8), np.uint8)
         texts: list[list[bytes]] = []
         for i, feature in enumerate(self._group.features):
@@ -140,7 +137,7 @@ class RowCodec:
 
     def is_of(self, row: bytes, whole_key: bytes) -> bool:
         """Whether a row is that of a key; the other has the same digest."""
-        return not row[_FLAGS_OFFSET] & _DIGESTED or row.endswith(whole_key)
+        return not row[FLAGS_OFFSET] & _DIGESTED or row.endswith(whole_key)
 
     def _found(self, rows: Sequence[bytes]) -> FoundRows | None:
         """Rows that have this state's features, and no key at their end; None if there are others."""
@@ -157,17 +154,17 @@ class RowCodec:
         if (not whole and (records["features"] != self._count).any()) or (marked and (flags & _DIGESTED).any()):
             return None
         gone = (flags & (_DELETED | _ABSENT)).astype(np.bool_) if marked else None
-        columns = _RowColumns(layout, records, rows, whole)
+        columns = RowColumns(layout, records, rows, whole)
         return FoundRows(records["time"], records["commit"], columns, gone=gone, whole=whole)
 
     def _conformed(self, row: bytes, entity: bytes | None) -> bytes:
         """A row as if it had been written in this state of the group, without a key at its end."""
-        flags = row[_FLAGS_OFFSET]
+        flags = row[FLAGS_OFFSET]
         if flags & _DIGESTED:
             if entity is None or not row.endswith(self.key.prefix + entity):
                 return self._absent
-            row = row[:_FLAGS_OFFSET] + bytes([flags & ~_DIGESTED]) + row[_FLAGS_OFFSET + 1 :]
-        count, texts_at = _SHAPE.unpack_from(row, _SHAPE_OFFSET)
+            row = row[:FLAGS_OFFSET] + bytes([flags & ~_DIGESTED]) + row[FLAGS_OFFSET + 1 :]
+        count, texts_at = SHAPE.unpack_from(row, SHAPE_OFFSET)
         if count != self._count:
             row = self._with_all_features(row, count, texts_at)
         # Whatever follows the texts is never looked at.
@@ -178,18 +175,16 @@ class RowCodec:
         bitmap_bytes = (count + 7) // 8
         added = self._added.get(count)
         if added is None:
-            added = self._added[count] = _Added(self._group, count)
-        present = (
-            int.from_bytes(row[_HEADER.size : _HEADER.size + bitmap_bytes], "little") & added.known | added.present
-        )
-        start = _HEADER.size + bitmap_bytes
+            added = self._added[count] = AddedFeatures(self._group, count)
+        present = int.from_bytes(row[HEADER.size : HEADER.size + bitmap_bytes], "little") & added.known | added.present
+        start = HEADER.size + bitmap_bytes
         end = texts_at
         for offset in added.lengths:
-            end += _LENGTH.unpack_from(row, start + offset)[0]
+            end += LENGTH.unpack_from(row, start + offset)[0]
         return b"".join(
             (
-                row[:_SHAPE_OFFSET],
-                _SHAPE.pack(self._count, self._layout.width),
+                row[:SHAPE_OFFSET],
+                SHAPE.pack(self._count, self._layout.width),
                 present.to_bytes(self._layout.bitmap_bytes, "little"),
                 row[start : start + added.known_bytes],
                 added.fixed,
@@ -197,107 +192,6 @@ class RowCodec:
                 added.texts,
             )
         )
-
-
-class _Layout:
-    """Where everything of fixed width is in a row with these features; `texts` are the positions of texts."""
-
-    def __init__(self, features: Sequence[Field]) -> None:
-        count = len(features)
-        self.bitmap_bytes = (count + 7) // 8
-        self.texts = [i for i, f in enumerate(features) if f.type is DataType.STRING]
-        self.names = [f"f{i}" for i in range(count)]
-        shape_bytes = _SHAPE.size + self.bitmap_bytes
-        names = ["flags", "time", "commit", "features", "shape", "bitmap", *self.names]
-        formats: list[Any] = ["u1", "<i8", "<u8", "<u2", ("u1", (shape_bytes,)), ("u1", (self.bitmap_bytes,))]
-        offsets = [_FLAGS_OFFSET, _VERSION_OFFSET, _VERSION_OFFSET + 8, _SHAPE_OFFSET, _SHAPE_OFFSET, _HEADER.size]
-        end = _HEADER.size + self.bitmap_bytes
-        for feature in features:
-            offsets.append(end)
-            formats.append(_format(feature))
-            end += np.dtype(formats[-1]).itemsize
-        self.width = end
-        self.dtype = np.dtype({"names": names, "formats": formats, "offsets": offsets, "itemsize": end})
-        every = ((1 << count) - 1).to_bytes(self.bitmap_bytes, "little")
-        # What a row without NULLs has from the number of features to the end of the bits.
-        self.shape = np.frombuffer(_SHAPE.pack(count, end) + every, np.uint8)
-
-
-class _RowColumns:
-    """The features of rows that conform to a layout, each decoded when it is asked for."""
-
-    def __init__(self, layout: _Layout, records: NDArray[Any], rows: Sequence[bytes], whole: bool) -> None:
-        self._layout = layout
-        self._records = records
-        self._rows = rows
-        self._whole = whole
-        self._made: dict[int, FoundColumn] = {}
-
-    def __len__(self) -> int:
-        return len(self._layout.names)
-
-    def __getitem__(self, position: int) -> FoundColumn:
-        made = self._made.get(position)
-        if made is None:
-            texts = position in self._layout.texts
-            values = self._texts(position) if texts else self._records[self._layout.names[position]]
-            made = self._made[position] = FoundColumn(values, self._valid(position))
-        return made
-
-    def _valid(self, position: int) -> NDArray[np.bool_] | None:
-        if self._whole:
-            return None
-        valid = (self._records["bitmap"][:, position >> 3] >> (position & 7) & 1).astype(np.bool_)
-        return None if valid.all() else valid
-
-    def _texts(self, position: int) -> NDArray[Any]:
-        layout, starts = self._layout, np.full(len(self._rows), self._layout.width, np.int64)
-        for before in itertools.takewhile(lambda other: other < position, layout.texts):
-            starts += self._records[layout.names[before]]
-        ends = starts + self._records[layout.names[position]]
-        bounds = zip(self._rows, starts.tolist(), ends.tolist(), strict=True)
-        found = [row[start:end] for row, start, end in bounds]
-        # Texts have no NUL, so that all of them can be decoded at once.
-        texts = b"\0".join(found).decode().split("\0")
-        if len(texts) != len(found):
-            texts = [text.decode() for text in found]
-        values = np.empty(len(texts), np.object_)
-        values[:] = texts
-        return values
-
-
-class _Added:
-    """What rows with `count` features read in a group that has others: its defaults, and nothing beyond its own.
-
-    `known_bytes` of the fixed part are taken over, and the bits `known`; `lengths` are where in it the lengths of texts
-    are. `present`, `fixed` and `texts` are those of the defaults.
-    """
-
-    def __init__(self, group: FeatureGroup, count: int) -> None:
-        features = group.features
-        self.known = (1 << min(count, len(features))) - 1
-        self.known_bytes, self.lengths = 0, list[int]()
-        for feature in features[:count]:
-            if feature.type is DataType.STRING:
-                self.lengths.append(self.known_bytes)
-            self.known_bytes += np.dtype(_format(feature)).itemsize
-        self.present, self.fixed, self.texts = 0, b"", b""
-        for position, feature in enumerate(features[count:], count):
-            default = group.defaults.get(feature.name)
-            value = Column.nulls(feature, 1).values[0]
-            if default is not None and default.is_valid(0):
-                self.present |= 1 << position
-                value = default.values[0]
-            if feature.type is DataType.STRING:
-                text = value.encode()
-                self.texts += text
-                value = len(text)
-            self.fixed += np.asarray(value, np.dtype(_format(feature)).base).tobytes()
-
-
-def _format(feature: Field) -> Any:
-    """NumPy's type of what a row has of a feature at its place: of a text its length."""
-    return ("<f4", (feature.dimension,)) if feature.dimension else _DTYPES[feature.type]
 
 
 class RowCodecs:
@@ -327,7 +221,7 @@ class RowCodecs:
 
 def version_of(row: bytes) -> tuple[int, int]:
     """(event time, commit) of stored bytes: the greater one is the later row."""
-    time, commit = _VERSION.unpack_from(row, _VERSION_OFFSET)
+    time, commit = VERSION.unpack_from(row, VERSION_OFFSET)
     return time, commit
 
 
