@@ -89,6 +89,10 @@ def _prediction(record: prediction_log_pb2.PredictionRecord) -> PredictionEntry:
         # What the model got comes last: a request feature that a policy replaced counts as replaced.
         columns=_columns([*record.entity_keys, *record.request_features, *features]),
         outputs=_columns(record.outputs),
+        arm=record.arm,
+        arm_probability=record.arm_probability if record.arm else 1.0,
+        arm_forced=record.arm_forced,
+        shadow=record.shadow,
     )
 
 

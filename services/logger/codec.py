@@ -80,10 +80,25 @@ def check_request(message: prediction_log_pb2.PredictionRecord) -> None:
     check_text(message.request_id, "request_id")
     if message.client_request_id:
         check_text(message.client_request_id, "client_request_id", REQUEST_ID_BYTES_MAX)
+    check_arm(message)
     if message.repeats_prediction_id:
         raise InvalidValue("repeats_prediction_id", "is for the logger to say")
     if message.forgotten_offsets:
         raise InvalidValue("forgotten_offsets", "are for the logger to say")
+
+
+def check_arm(message: prediction_log_pb2.PredictionRecord) -> None:
+    """Checks what a record says of the arm. Raises InvalidValue."""
+    if not message.arm:
+        if message.arm_probability or message.arm_forced or message.shadow:
+            raise InvalidValue("arm", "is required with a probability, a forced arm or a shadow")
+        return
+    check_name(message.arm, "arm")
+    # Neither does NaN lie between them.
+    if not 0.0 <= message.arm_probability <= 1.0:
+        raise InvalidValue("arm_probability", "is not between 0 and 1")
+    if message.shadow and (message.arm_forced or message.arm_probability):
+        raise InvalidValue("arm_probability", "of a shadow is not 0, or it is forced")
 
 
 def check_id(prediction_id: str, field: str = "prediction_id") -> str:

@@ -98,6 +98,9 @@ def _for_people(row: Mapping[str, Any]) -> dict[str, Any]:
             shown["model"] = f"{value} v{row['log_model_version']}"
         elif name == "log_deployment":
             shown["deployment"] = value
+        elif name == "log_arm":
+            if value:
+                shown["arm"] = f"{value} (shadow)" if row.get("log_shadow") else value
         elif not name.startswith("log_"):
             shown[name] = value
     return shown

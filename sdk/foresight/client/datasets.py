@@ -28,13 +28,15 @@ class Logged:
     """Rows of a training dataset from the prediction log, with the outcomes known by `observed_by`.
 
     Predictions with `from_event_time <= event time < to_event_time`, of one deployment or ('') of any that used the
-    view. One without an outcome by then is left out (censored, not negative).
+    view. One without an outcome by then is left out (censored, not negative), and so are those that shadow arms made,
+    unless `shadows` says otherwise.
     """
 
     to_event_time: datetime
     observed_by: datetime
     deployment: str = ""
     from_event_time: datetime | None = None
+    shadows: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,6 +253,7 @@ def _encode_logged(logged: Logged) -> training_dataset_pb2.LoggedPredictions:
         from_event_time=encode_optional(logged.from_event_time),
         to_event_time=encode_instant(logged.to_event_time),
         observed_by=encode_instant(logged.observed_by),
+        shadows=logged.shadows,
     )
 
 
@@ -274,6 +277,7 @@ def _decode_logged(message: training_dataset_pb2.LoggedPredictions) -> Logged:
         ),
         to_event_time=decode_instant(message.to_event_time, "to_event_time"),
         observed_by=decode_instant(message.observed_by, "observed_by"),
+        shadows=message.shadows,
     )
 
 

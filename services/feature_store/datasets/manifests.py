@@ -22,12 +22,14 @@ from services.feature_store.registry.specs import dump_field, load_field
 
 @dataclass(frozen=True, slots=True)
 class LoggedSelection:
-    """Logged predictions with event_time in [from, to) and outcomes with observed_at <= observed_by."""
+    """Logged predictions with event_time in [from, to) and outcomes with observed_at <= observed_by; those that
+    shadows made only when `shadows` says so."""
 
     to_event_time: datetime
     observed_by: datetime
     from_event_time: datetime | None = None
     deployment: str = ""
+    shadows: bool = False
 
     def __post_init__(self) -> None:
         if self.deployment:
@@ -203,6 +205,8 @@ def _dump_logged(logged: LoggedSelection | None) -> dict[str, Any] | None:
         "from_event_time_us": _dump_instant(logged.from_event_time),
         "to_event_time_us": _dump_instant(logged.to_event_time),
         "observed_by_us": _dump_instant(logged.observed_by),
+        # Absent where it is absent from manifests that are older than shadows.
+        **({"shadows": True} if logged.shadows else {}),
     }
 
 
@@ -214,6 +218,7 @@ def _load_logged(content: Mapping[str, Any] | None) -> LoggedSelection | None:
         from_event_time=_load_instant(content["from_event_time_us"]),
         to_event_time=instant_from_micros(content["to_event_time_us"]),
         observed_by=instant_from_micros(content["observed_by_us"]),
+        shadows=content.get("shadows", False),
     )
 
 

@@ -9,17 +9,18 @@ times after it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import pyarrow as pa
 
 from foresight.tables import arrow_type
-from foresight.values import DataType, FeatureGroup, FeatureView, Field
+from foresight.values import Column, DataType, FeatureGroup, FeatureView, Field
 from services.feature_store.groups import Reference
 
 PREDICTIONS, OUTCOMES = "log_predictions", "log_outcomes"
 PREDICTION_ID = "prediction_id"
+SHADOW = "log_shadow"
 EXACT_FLOAT_MAX = 2**53
 _ORIGIN = (
     Field("log_deployment", DataType.STRING),
@@ -27,7 +28,21 @@ _ORIGIN = (
     Field("log_model_version", DataType.INT64),
     Field("log_caller", DataType.STRING),
     Field("log_served_at", DataType.TIMESTAMP),
+    # Of deployments with one arm, and of rows from before there were several: as the defaults say.
+    Field("log_arm", DataType.STRING),
+    Field("log_arm_probability", DataType.FLOAT64),
+    Field("log_arm_forced", DataType.BOOL),
+    Field(SHADOW, DataType.BOOL),
 )
+_DEFAULTS = {
+    column.name: column
+    for column in (
+        Column.build("log_arm", DataType.STRING, [""]),
+        Column.build("log_arm_probability", DataType.FLOAT64, [1.0]),
+        Column.build("log_arm_forced", DataType.BOOL, [False]),
+        Column.build(SHADOW, DataType.BOOL, [False]),
+    )
+}
 _EVENT_TIME = Field("event_time", DataType.TIMESTAMP)
 
 
@@ -53,6 +68,11 @@ class PredictionEntry:
     served_at_us: int
     columns: dict[str, LoggedColumn]
     outputs: dict[str, LoggedColumn]
+    # '' where the deployment has one arm only, which everybody gets.
+    arm: str = ""
+    arm_probability: float = 1.0
+    arm_forced: bool = False
+    shadow: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +127,7 @@ def predictions_group(
             name = output_name(column.field, outputs)
             outputs[name] = Field(name, column.field.type, column.field.dimension)
     features = (*_ORIGIN, *view.entity_keys, *view.features, *outputs.values())
-    return _derived(PREDICTIONS, view, features)
+    return replace(_derived(PREDICTIONS, view, features), defaults=_DEFAULTS)
 
 
 def outcomes_group(view: FeatureView) -> FeatureGroup:
@@ -137,6 +157,10 @@ def prediction_rows(group: FeatureGroup, entries: Sequence[PredictionEntry]) -> 
             "log_model_version": [entry.model_version] * n,
             "log_caller": [entry.caller] * n,
             "log_served_at": [entry.served_at_us] * n,
+            "log_arm": [entry.arm] * n,
+            "log_arm_probability": [entry.arm_probability] * n,
+            "log_arm_forced": [entry.arm_forced] * n,
+            SHADOW: [entry.shadow] * n,
         }
         for name, column in entry.columns.items():
             if name in known:

@@ -152,13 +152,16 @@ class Registrations:
 
         return await self._widen(reference, etag, widened)
 
-    async def widen_derived(self, reference: Reference, fields: Sequence[Field]) -> StoredGroup:
-        """Adds those `fields` to a derived group that it does not have yet; old rows read NULL there."""
+    async def widen_derived(
+        self, reference: Reference, fields: Sequence[Field], defaults: Mapping[str, Column]
+    ) -> StoredGroup:
+        """Adds those `fields` to a derived group that it does not have yet; old rows read the default, else NULL."""
 
         def widened(group: FeatureGroup) -> FeatureGroup:
             known = {f.name for f in group.fields}
             added = tuple(f for f in fields if f.name not in known)
-            return replace(group, features=(*group.features, *added))
+            its = {f.name: defaults[f.name] for f in added if f.name in defaults}
+            return replace(group, features=(*group.features, *added), defaults={**group.defaults, **its})
 
         return await self._widen(reference, "", widened)
 

@@ -49,7 +49,9 @@ class Changes(Protocol):
     async def add_features(
         self, reference: Reference, fields: Sequence[Field], defaults: Mapping[str, Column], etag: str
     ) -> StoredGroup: ...
-    async def widen_derived(self, reference: Reference, fields: Sequence[Field]) -> StoredGroup: ...
+    async def widen_derived(
+        self, reference: Reference, fields: Sequence[Field], defaults: Mapping[str, Column]
+    ) -> StoredGroup: ...
     async def drop_group(self, reference: Reference, etag: str) -> int: ...
     async def drop_view(self, reference: Reference, etag: str) -> None: ...
 
@@ -201,7 +203,8 @@ class Registry:
         known = {f.name for f in stored.group.fields}
         if all(f.name in known for f in group.features):
             return stored
-        widened = await self._changes.widen_derived(Reference(group.name, stored.group.version), group.features)
+        reference = Reference(group.name, stored.group.version)
+        widened = await self._changes.widen_derived(reference, group.features, group.defaults)
         self._forget()
         return widened
 

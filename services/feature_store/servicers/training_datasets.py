@@ -121,6 +121,7 @@ def _decode_logged(message: training_dataset_pb2.LoggedPredictions) -> LoggedSel
         from_event_time=decode_set_instant(message, "from_event_time"),
         to_event_time=decode_set_instant(message, "to_event_time"),
         observed_by=decode_set_instant(message, "observed_by"),
+        shadows=message.shadows,
     )
 
 
@@ -170,4 +171,5 @@ def _encode_logged(logged: LoggedSelection) -> training_dataset_pb2.LoggedPredic
         from_event_time=encode_instant(logged.from_event_time) if logged.from_event_time else None,
         to_event_time=encode_instant(logged.to_event_time),
         observed_by=encode_instant(logged.observed_by),
+        shadows=logged.shadows,
     )

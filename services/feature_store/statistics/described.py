@@ -20,7 +20,7 @@ import structlog
 from foresight.values import Column, DataType
 from services.feature_store.commits import Commit, PublishedCommit, watermark
 from services.feature_store.groups import Reference, StoredGroup
-from services.feature_store.logs.log_groups import PREDICTIONS, group_name
+from services.feature_store.logs.log_groups import PREDICTIONS, SHADOW, group_name
 from services.feature_store.reads.histories import BatchStream
 from services.feature_store.reads.queries import Condition, GroupQuery, Operator
 from services.feature_store.registry.registry import Registry
@@ -288,8 +288,11 @@ def _query(subject: Subject) -> GroupQuery:
     if not isinstance(subject.target, LogWindow):
         return GroupQuery(reference, latest_only=True)
     deployment = subject.target.deployment
-    where: tuple[Condition, ...] = ()
+    where: list[Condition] = []
     if deployment:
         value = Column.build("log_deployment", DataType.STRING, [deployment])
-        where = (Condition("log_deployment", Operator.EQUAL, value),)
-    return GroupQuery(reference, subject.target.times, where=where)
+        where.append(Condition("log_deployment", Operator.EQUAL, value))
+    if any(f.name == SHADOW for f in subject.group.group.features):
+        # What shadows made beside the answers would count every question again.
+        where.append(Condition(SHADOW, Operator.EQUAL, Column.build(SHADOW, DataType.BOOL, [False])))
+    return GroupQuery(reference, subject.target.times, where=tuple(where))

@@ -16,7 +16,9 @@ _LOCK_STATE = text("SELECT head, held, forgettings, salt FROM log_state FOR UPDA
 _PUBLISH = text("UPDATE log_state SET head = :head, held = :held, forgettings = :forgettings")
 _DELETE_CLAIMS = text("DELETE FROM claims WHERE target = ANY(CAST(:targets AS bytea[])) RETURNING matched")
 _PREDICTIONS_OF_TARGETS = text(
-    "SELECT target, prediction_id FROM predictions WHERE target = ANY(CAST(:targets AS bytea[])) LIMIT :limit"
+    # What was answered comes before what shadows made of the same question.
+    "SELECT target, prediction_id FROM predictions WHERE target = ANY(CAST(:targets AS bytea[])) "
+    "ORDER BY position, record_row LIMIT :limit"
 )
 _PREDICTIONS_OF_IDS = text("SELECT prediction_id FROM predictions WHERE prediction_id = ANY(CAST(:ids AS uuid[]))")
 _ATTACHED = text(

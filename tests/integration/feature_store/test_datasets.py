@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -205,6 +206,22 @@ async def test_changed_or_missing_bytes_are_data_loss(store: Store) -> None:
                 await store.read_dataset(manifest.id)
             await repair
             assert (await store.read_dataset(manifest.id)).num_rows == 6
+
+
+async def test_what_shadows_predicted_is_no_training_row_unless_it_is_asked_for(store: Store, log: LogInMemory) -> None:
+    """They have outcomes like the answers, and would count every question twice."""
+    await logs.define(store)
+    answered = logs.predictions(["a", "b"], 5)
+    shadow = replace(answered, prediction_ids=["s", "t"], arm="next", arm_probability=0.0, shadow=True)
+    log.entries = [answered, shadow, *(logs.outcome(i, 20) for i in ("a", "b", "s", "t"))]
+    await logs.take_all(store, log)
+    selection = LoggedSelection(at(9), at(30))
+    without = await store.create(request(logged=selection), None)
+    assert (await store.read_dataset(without.id))["prediction_id"].to_pylist() == ["a", "b"]
+    together = await store.create(request(logged=replace(selection, shadows=True)), None)
+    assert (await store.read_dataset(together.id))["prediction_id"].to_pylist() == ["a", "b", "s", "t"]
+    found = await store.datasets.get(together.id)
+    assert found.logged == replace(selection, shadows=True)
 
 
 async def test_logged_predictions_with_the_outcomes_known_by_then(store: Store, log: LogInMemory) -> None:

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from foresight.values import DataType, Field, InvalidValue, micros_from_instant
+from services.feature_store.commits import CursorMove, StagedRows
 from services.feature_store.groups import Reference
 from services.feature_store.logs.ingestion import LogIngestion
-from services.feature_store.logs.log_groups import LoggedColumn, OutcomeEntry, PredictionEntry
+from services.feature_store.logs.log_groups import (
+    LoggedColumn,
+    OutcomeEntry,
+    PredictionEntry,
+    prediction_rows,
+    predictions_group,
+)
 from services.feature_store.metrics import FeatureStoreMetrics
 from services.feature_store.online.leases import FileLease
+from services.feature_store.tables.row_source import TableRows
 from services.runtime.errors import Unavailable
 from services.runtime.metrics import Metrics
 from tests.conftest import MakeDatabase
@@ -86,6 +95,10 @@ async def test_predictions_and_outcomes_become_rows(store: Store, log: LogInMemo
         "log_model_version": 3,
         "log_caller": "spiffe://foresight/application/demo",
         "log_served_at": at(2),
+        "log_arm": "",
+        "log_arm_probability": 1.0,
+        "log_arm_forced": False,
+        "log_shadow": False,
         "place": "a",
         "wind": 1.0,
         "hour": 1,
@@ -100,6 +113,43 @@ async def test_predictions_and_outcomes_become_rows(store: Store, log: LogInMemo
     assert stored.group.derived
     status = await store.ingestion.status()
     assert (status.cursor, status.head, status.predictions, status.outcomes) == (2, 2, 2, 1)
+
+
+async def test_rows_say_which_arm_made_them(store: Store, log: LogInMemory) -> None:
+    await define(store)
+    made = predictions(["p0"])
+    log.entries = [
+        made,
+        replace(made, prediction_ids=["p1"], arm="champion", arm_probability=0.9),
+        replace(made, prediction_ids=["p2"], arm="off", arm_probability=0.0, arm_forced=True),
+        replace(made, prediction_ids=["p3"], arm="next", arm_probability=0.0, shadow=True),
+    ]
+    await take_all(store, log)
+    rows = await store.read("log_predictions_judged_v1")
+    names = ("log_arm", "log_arm_probability", "log_arm_forced", "log_shadow")
+    assert [tuple(row[name] for name in names) for row in rows] == [
+        ("", 1.0, False, False),
+        ("champion", 0.9, False, False),
+        ("off", 0.0, True, False),
+        ("next", 0.0, False, True),
+    ]
+
+
+async def test_a_group_from_before_there_were_arms_gets_the_columns(store: Store, log: LogInMemory) -> None:
+    """Rows that it has read as what they were: of deployments with one arm, and of no shadow."""
+    await define(store)
+    view, entry = await store.registry.view(VIEW), predictions(["old"])
+    group = predictions_group(view, [entry], None)
+    features = tuple(f for f in group.features if f.name not in group.defaults)
+    before = await store.registry.derived_group(replace(group, features=features, defaults={}))
+    staged = StagedRows(before, TableRows(prediction_rows(before.group, [entry])))
+    await store.commits.reingest([staged], CursorMove(0, 1, 1, 0))
+    log.entries = [entry, replace(entry, prediction_ids=["new"], arm="next", arm_probability=0.0, shadow=True)]
+    await take_all(store, log)
+    rows = {row["prediction_id"]: row for row in await store.read("log_predictions_judged_v1")}
+    names = ("log_arm", "log_arm_probability", "log_arm_forced", "log_shadow")
+    assert [rows["old"][name] for name in names] == ["", 1.0, False, False]
+    assert [rows["new"][name] for name in names] == ["next", 0.0, False, True]
 
 
 async def test_log_rows_stay_out_of_the_online_store(store: Store, log: LogInMemory) -> None:

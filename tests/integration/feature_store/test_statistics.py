@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import AsyncIterator, Iterable
 from datetime import timedelta
 from typing import Any
@@ -275,3 +276,7 @@ async def test_a_window_of_the_log_is_described_as_it_was_reingested(postgres_ur
             await take_all(store, log)
             assert (await described(store, window))["wind"].rows == 6
             assert counted(store, "log", "computed") == 4
+            # What shadows made would count the same questions again.
+            log.entries.append(dataclasses.replace(predictions(["p6"], 10), arm="next", shadow=True))
+            await take_all(store, log)
+            assert (await described(store, window))["wind"].rows == 6

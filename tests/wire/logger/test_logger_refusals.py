@@ -39,6 +39,15 @@ def put(field: str, value: Any) -> Callable[[Record], object]:
     return lambda message: setattr(message, field, value)
 
 
+def of_arm(**values: Any) -> Record:
+    """A record of an arm."""
+    message = record(LIFE, 1, 2)
+    message.arm = "next"
+    for field, value in values.items():
+        setattr(message, field, value)
+    return message
+
+
 BAD_RECORDS: list[tuple[str, Record, str]] = [
     ("no replica", changed(put("replica", "")), "replica"),
     ("a path as replica", changed(put("replica", "../etc")), "replica"),
@@ -53,6 +62,13 @@ BAD_RECORDS: list[tuple[str, Record, str]] = [
     ("one id too many", changed(lambda m: m.prediction_ids.append(new_id())), "entity_keys[flight]"),
     ("1,025 predictions", record(LIFE, 1, 1_025), "prediction_ids"),
     ("a NUL in the request id", changed(put("request_id", "a\0")), "request_id"),
+    ("an arm with capitals", changed(put("arm", "Champion")), "arm"),
+    ("a probability of no arm", changed(put("arm_probability", 0.5)), "arm"),
+    ("a shadow that is no arm", changed(put("shadow", True)), "arm"),
+    ("a probability over 1", of_arm(arm_probability=1.1), "arm_probability"),
+    ("a probability that is no number", of_arm(arm_probability=float("nan")), "arm_probability"),
+    ("a shadow with a share", of_arm(shadow=True, arm_probability=0.1), "arm_probability"),
+    ("a forced shadow", of_arm(shadow=True, arm_forced=True), "arm_probability"),
     ("a caller of a megabyte", changed(put("caller", "x" * 1_000_000)), "caller"),
     ("a deployment with capitals", changed(put("deployment", "Delays")), "deployment"),
     ("no deployment", changed(put("deployment", "")), "deployment"),

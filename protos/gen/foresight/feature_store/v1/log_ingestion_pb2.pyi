@@ -4,8 +4,8 @@ isort:skip_file
 Reingestion: prediction logs and outcomes become feature groups.
 
 For each view version that was served there are two groups: `log_predictions_<view>_v<version>` (key
-`prediction_id`; columns `log_deployment`, `log_model`, `log_model_version`, `log_caller`, `log_served_at`,
-the entity keys, every feature as the model got it, and the outputs as `prediction_<output>`) with the
+`prediction_id`; columns `log_deployment`, `log_model`, `log_model_version`, `log_caller`, `log_served_at`, `log_arm`
+('' where the deployment has one arm only), `log_arm_probability`, `log_arm_forced`, `log_shadow`, the entity keys, every feature as the model got it, and the outputs as `prediction_<output>`) with the
 prediction's event time, and `log_outcomes_<view>_v<version>` (key `prediction_id`, the label) with
 `observed_at` as event time.
 """
