@@ -225,3 +225,28 @@ async def test_a_model_without_a_score_for_a_mix_answers_without_an_explanation(
         answer = await replica.stub.Predict(explained(hour=Column.build("hour", DataType.FLOAT64, [3e38])))
         assert len(answer.prediction_ids) == 1
         assert not answer.HasField("explanation")
+
+
+async def test_a_repeated_request_gets_its_explanation_again(explaining: Replica) -> None:
+    """From what is remembered; asked without one, it is another request."""
+    request = explained(2)
+    request.request_id = "mine"
+    first = await explaining.stub.Predict(request)
+    again = await explaining.stub.Predict(request)
+    assert again.repeated_answer
+    assert again.explanation == first.explanation
+    request.explain = False
+    refused = await failure(explaining.stub.Predict(request))
+    assert refused.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert details(refused)[1] == ["request_id"]
+
+
+async def test_a_stream_explains_what_it_is_asked_to(explaining: Replica) -> None:
+    """Each request by itself; one that asks for too much fails in its place."""
+    wanted = [explained(1), ask(1), explained(EXPLAINED_ROWS_MAX + 1), explained(1)]
+    stream = explaining.stub.PredictStream(iter(prediction_pb2.PredictStreamRequest(request=r) for r in wanted))
+    answers = [answer async for answer in stream]
+    assert [a.WhichOneof("outcome") for a in answers] == ["response", "response", "error", "response"]
+    assert not answers[1].response.HasField("explanation")
+    assert answers[0].response.explanation == answers[3].response.explanation
+    assert answers[0].response.explanation.contributions

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import weakref
 
+import grpc
 import numpy as np
 import pytest
 
@@ -14,6 +15,7 @@ from foresight.scoring import ModelTask, Signature
 from foresight.values import Column, DataType, Field
 from foresight.wire import encode_column
 from inference import grpc_service_pb2 as messages
+from services.runtime.status import error_metadata
 from tests.wire.predictor.onnx_models import with_example
 from tests.wire.predictor.rig import (
     MODEL_INPUTS,
@@ -77,6 +79,10 @@ async def test_a_first_version_that_fails_its_check_is_not_ready(rig: Rig) -> No
         await until(lambda: replica.deployments.ready)
         assert "scores its example otherwise" in state(replica, "late_flights")[1]
         assert not await is_ready(replica, "")
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await replica.stub.Predict(ask())
+        assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+        assert "scores its example otherwise" in error_metadata(caught.value)["cause"]
 
 
 async def test_a_replaced_model_answers_who_began_with_it_and_is_let_go(rig: Rig, replica: Replica) -> None:
