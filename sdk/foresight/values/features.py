@@ -40,7 +40,10 @@ _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 
 
 class MissingPolicy(enum.IntEnum):
-    """What a feature without a value becomes; the numbers are those of the wire enum."""
+    """What a feature without a value becomes, see "Policies and transforms" in `docs/semantics.md`.
+
+    The numbers are those of the wire enum.
+    """
 
     NULL = 1
     DEFAULT = 2

@@ -133,8 +133,10 @@ def test_predictions_go_on_by_policy_while_the_feature_store_is_killed(built: Lo
         for deployment, found in answers.items():
             assert found[-1].outputs == before[deployment == "strict"].outputs
             for answer in found:
-                assert all(patient.verify(prediction_id).verified for prediction_id in answer.ids)
                 _check(answer, strict=deployment == "strict")
+            # Some of hundreds, and of those without the feature store most.
+            for answer in (*found[:: max(1, len(found) // 10)], *[a for a in found if a.missing][:10]):
+                assert all(patient.verify(prediction_id).verified for prediction_id in answer.ids)
         degraded = next(a for a in answers["bold"] if a.missing)
         logged = patient.prediction(degraded.ids[0]).features
         items = logged["items"]
