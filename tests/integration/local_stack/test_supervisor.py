@@ -128,6 +128,73 @@ async def test_a_killed_program_is_started_again_and_the_others_are_left_alone(s
     stage.assert_nothing_is_left()
 
 
+async def test_a_program_is_replaced_by_a_successor_that_is_ready_before_it_ends(stage: Stage) -> None:
+    handed: list[tuple[bool, bool]] = []
+    pids: list[int] = []
+
+    async def hand_over(ready: bool) -> None:
+        handed.append((ready, is_alive(pids[0])))
+
+    program = stage.program("a", hand_over=hand_over)
+    async with running(stage.supervisor(program)) as supervisor:
+        former = supervisor.status("a")
+        assert former.pid is not None
+        pids.append(former.pid)
+        supervisor.replace("a")
+        successor = await supervisor.wait_ready("a", other_than=former.pid)
+        assert is_alive(successor)
+        assert not is_alive(former.pid)
+        assert handed == [(True, True)]
+        assert supervisor.status("a").restarts == 0
+        # The successor is kept running as its predecessor was.
+        os.kill(successor, signal.SIGKILL)
+        await supervisor.wait_ready("a", other_than=successor)
+    assert stage.events == ["started a", "started a", "stopped a", "started a", "stopped a"]
+    stage.assert_nothing_is_left()
+
+
+async def test_a_successor_that_ends_before_it_is_ready_changes_nothing(stage: Stage) -> None:
+    given_up = asyncio.Event()
+    succession = [False]
+    first = stage.program("a")
+
+    async def hand_over(ready: bool) -> None:
+        succession[0] = ready
+        given_up.set()
+
+    async def prepare() -> None:
+        succession[0] = (stage.folder / "a.ready").exists()
+
+    async def is_ready() -> bool:
+        return not succession[0] and await first.is_ready()
+
+    program = replace(
+        first,
+        command=lambda: [*first.command(), *(["exit=1"] if succession[0] else [])],
+        before_start=prepare,
+        is_ready=is_ready,
+        hand_over=hand_over,
+    )
+    async with running(stage.supervisor(program)) as supervisor:
+        pid = supervisor.status("a").pid
+        supervisor.replace("a")
+        await given_up.wait()
+        assert supervisor.status("a").pid == pid
+        assert pid is not None
+        assert is_alive(pid)
+        assert not succession[0]
+        while not stage.reports:
+            await asyncio.sleep(0.01)
+    assert stage.reports == ["the new process of a did not get ready; the former one goes on"]
+    stage.assert_nothing_is_left()
+
+
+async def test_a_program_whose_processes_cannot_overlap_is_not_replaced(stage: Stage) -> None:
+    async with running(stage.supervisor(stage.program("a"))) as supervisor:
+        supervisor.replace("a")
+    assert stage.events == ["started a", "stopped a"]
+
+
 async def test_what_a_killed_program_had_started_ends_with_it(stage: Stage) -> None:
     async with running(stage.supervisor(stage.program("a", "parent"))) as supervisor:
         child = int((stage.folder / "a.child").read_text())
