@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable
+from random import Random
 from typing import Any
 
 import grpc
@@ -239,10 +240,44 @@ async def test_a_stream_that_is_cancelled_while_nobody_reads_leaves_nothing(
     await until(lambda: replica.streams.open == 0 and replica.predictor.admitted_rows == 0)
 
 
+async def test_streams_that_break_off_change_no_answer_of_the_others(rig: Rig, replica: Replica) -> None:
+    """Half of them go in the middle, with bad requests in between; what anybody was answered is logged once."""
+    random = Random(5)
+    alone = [probability(await replica.stub.Predict(hour(float(i)))) for i in range(24)]
+    ids: set[str] = set()
+
+    async def call(goes_after: int) -> None:
+        asked = [random.randrange(24) for _ in range(100)]
+        requests = [ask(without="hour") if i % 7 == 3 else hour(float(h)) for i, h in enumerate(asked)]
+        stream: Stream = replica.stub.PredictStream(messages(requests))
+        count = 0
+        async for answer in stream:
+            expected = "error" if count % 7 == 3 else "response"
+            assert answer.WhichOneof("outcome") == expected
+            if expected == "response":
+                assert probability(answer.response) == alone[asked[count]]
+                ids.update(answer.response.prediction_ids)
+            count += 1
+            if count == goes_after:
+                stream.cancel()
+                break
+        assert count == min(goes_after, len(asked))
+
+    async with asyncio.TaskGroup() as callers:
+        for number in range(12):
+            callers.create_task(call(random.randrange(1, 99) if number % 2 else 1_000))
+    await until(lambda: replica.streams.open == 0 and replica.predictor.admitted_rows == 0 and replica.predictor.idle)
+    await until(lambda: replica.spool.pending == 0)
+    assert ids <= rig.logger.records.keys()
+    assert rig.logger.duplicates == 0
+    (numbers,) = rig.logger.numbers.values()
+    assert sorted(numbers) == list(range(1, len(numbers) + 1))
+
+
 async def test_the_deadline_of_a_request_is_that_of_its_stream(rig: Rig, replica: Replica) -> None:
     """The caller learns before it that it was the feature store."""
     rig.features.hold = asyncio.Event()
-    stream: Stream = replica.stub.PredictStream(timeout=2)
+    stream: Stream = replica.stub.PredictStream(timeout=4)
     await stream.write(message(hour(1.0)))
     answer = await stream.read()
     rig.features.hold.set()
