@@ -80,6 +80,11 @@ class Predictions:
     def __len__(self) -> int:
         return len(self.ids)
 
+    @property
+    def degraded(self) -> bool:
+        """Whether any row was answered without the feature store, as that did not answer."""
+        return any(m.status is FeatureStatus.UNAVAILABLE for m in self.missing)
+
 
 @dataclass(frozen=True, slots=True)
 class FeatureUse:

@@ -1,6 +1,7 @@
 """Predictions, outcomes and the log: what each call sends, and what it makes of the answer."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -60,6 +61,8 @@ def test_a_prediction_is_asked_with_typed_columns_and_answered_with_plain_values
         MissingFeature(1, "wind", FeatureStatus.EXPIRED),
         MissingFeature(1, "gust", FeatureStatus.UNAVAILABLE, "last_known", NOON - HOUR),
     ]
+    assert found.degraded
+    assert not replace(found, missing=found.missing[:1]).degraded
     [request] = fake.requests("Predict")
     assert (request.deployment, request.event_time) == ("delays", encode_instant(NOON))
     assert [decode_column(column).to_list() for column in request.columns] == [["JFK", None], [17, 18]]
