@@ -267,6 +267,13 @@ class Stack:
             before_start=forget_loaded,
         )
 
+    def _former_replicas(self, process: ServiceProcess, spools: Path) -> list[str]:
+        """Those that an earlier run with more processes had; the first process ships what they left."""
+        if process.number or not spools.is_dir():
+            return []
+        names = {each.replica for each in self._processes[process.service]}
+        return sorted(path.name for path in spools.iterdir() if path.is_dir() and path.name not in names)
+
     def _settings(self, process: ServiceProcess) -> dict[str, str]:
         """The settings of a service's process, without the prefix of their names."""
         name = process.service
@@ -278,6 +285,7 @@ class Stack:
                 **common,
                 **modules,
                 "REPLICA": process.replica,
+                "FORMER_REPLICAS": json.dumps(self._former_replicas(process, folder / "spool")),
                 "SPOOL_FOLDER": made_folder(folder / "spool"),
                 "CACHE_FOLDER": made_folder(folder / (f"cache-{process.number}" if process.number else "cache")),
                 "FEATURE_STORE": self._addresses("feature_store"),

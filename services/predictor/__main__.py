@@ -76,8 +76,12 @@ async def serve(settings: PredictorSettings) -> None:
         telemetry = Telemetry(metrics.registry)
         clock = system_clock
 
-        spool = await asyncio.to_thread(_open_spool, settings)
-        stack.callback(spool.close)
+        spool, *former = [
+            await asyncio.to_thread(_open_spool, settings, name)
+            for name in (settings.replica, *settings.former_replicas)
+        ]
+        for each in (spool, *former):
+            stack.callback(each.close)
         features = FeatureStoreClient(await stack.enter_async_context(open_channel(settings.feature_store, REPEATABLE)))
         trainer = TrainerClient(await stack.enter_async_context(open_channel(settings.trainer)))
         logger = LoggerClient(await stack.enter_async_context(open_channel(settings.logger)))
@@ -120,7 +124,11 @@ async def serve(settings: PredictorSettings) -> None:
         stack.push_async_callback(repeats.close)
         verifier = Verifier(logger, spool, decode_record, views, features, transforms, trainer, models)
         shipper = Shipper(spool, logger)
-        telemetry.watch("spool_pending", "Predictions that the logger has not acknowledged", lambda: spool.pending)
+        telemetry.watch(
+            "spool_pending",
+            "Predictions that the logger has not acknowledged",
+            lambda: spool.pending + sum(each.pending for each in former),
+        )
         telemetry.watch("spool_bytes", "Bytes of the spool on disk", lambda: spool.size)
         telemetry.watch("queue_rows", "Rows that wait or are worked on", lambda: predictor.admitted_rows)
         telemetry.watch("last_known_rows", "Entities with last known values", lambda: len(last_known))
@@ -134,6 +142,8 @@ async def serve(settings: PredictorSettings) -> None:
         await stack.enter_async_context(_running(deployments.run()))
         await stack.enter_async_context(_running(shipper.run()))
         stack.push_async_callback(shipper.flush, FLUSH_S)
+        for each in former:
+            await stack.enter_async_context(_running(Shipper(each, logger).run()))
         await stack.enter_async_context(_running(shadows.run()))
         stack.push_async_callback(shadows.close, SHADOWS_S)
 
@@ -145,7 +155,7 @@ async def serve(settings: PredictorSettings) -> None:
         streams = Streams(streams_max=settings.streams_max)
         await stack.enter_async_context(_running(streams.end_after(server.closing)))
         telemetry.watch("streams_open", "Streams of requests under way", lambda: streams.open)
-        servicer = PredictionServicer(repeats, verifier, deployments, spool, streams)
+        servicer = PredictionServicer(repeats, verifier, deployments, spool, streams, former)
         prediction_pb2_grpc.add_PredictionServiceServicer_to_server(servicer, server.grpc)
         inference = InferenceServicer(arms, deployments, streams, ready, importlib.metadata.version("foresight"))
         grpc_service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(inference, server.grpc)
@@ -153,10 +163,10 @@ async def serve(settings: PredictorSettings) -> None:
         await server.run([SERVICE, INFERENCE_SERVICE], ready)
 
 
-def _open_spool(settings: PredictorSettings) -> Spool:
+def _open_spool(settings: PredictorSettings, replica: str) -> Spool:
     return Spool(
         settings.spool_folder,
-        settings.replica,
+        replica,
         new_id(),
         bytes_max=settings.spool_bytes_max,
         fsync=settings.spool_fsync,

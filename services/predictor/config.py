@@ -15,6 +15,7 @@ from services.runtime.settings import ServiceSettings, SocketAddress, SocketAddr
 
 SPOOL_BYTES_MAX = 1 << 30
 REPEATS_BYTES_MAX = 64 << 20
+FORMER_REPLICAS_MAX = 16
 # At a thousand and more a second these wait for a tenth of a second.
 PENDING_CALLS_MAX = 128
 
@@ -30,6 +31,11 @@ class PredictorSettings(ServiceSettings):
         default="predictor-0",
         pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$",
         description="name of this replica; no two processes with one spool folder may share it",
+    )
+    former_replicas: tuple[str, ...] = Field(
+        default=(),
+        max_length=FORMER_REPLICAS_MAX,
+        description="JSON list of replicas that no process is any more; what their spools still hold is shipped by us",
     )
     spool_folder: Path = Field(description="folder of the durable spools, one inside per replica")
     spool_bytes_max: int = Field(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Any
 
 import grpc
@@ -43,12 +43,19 @@ class PredictionServicer(prediction_pb2_grpc.PredictionServiceServicer):
     """The service of one replica."""
 
     def __init__(
-        self, predictor: Predicting, verifier: Verifier, deployments: Deployments, spool: Spool, streams: Streams
+        self,
+        predictor: Predicting,
+        verifier: Verifier,
+        deployments: Deployments,
+        spool: Spool,
+        streams: Streams,
+        former: Sequence[Spool] = (),
     ) -> None:
         self._predictor = predictor
         self._verifier = verifier
         self._deployments = deployments
         self._spool = spool
+        self._former = former
         self._streams = streams
 
     async def Predict(self, request: prediction_pb2.PredictRequest, context: Context) -> prediction_pb2.PredictResponse:
@@ -103,16 +110,20 @@ class PredictionServicer(prediction_pb2_grpc.PredictionServiceServicer):
         self, request: prediction_pb2.GetSpoolRequest, context: Context
     ) -> prediction_pb2.GetSpoolResponse:
         """See the proto."""
+        spools = (self._spool, *self._former)
         incarnations = [
             prediction_pb2.SpooledIncarnation(
-                replica=self._spool.replica,
+                replica=spool.replica,
                 incarnation=i.incarnation,
                 highest_sequence=i.highest_sequence,
                 pending=i.pending,
             )
-            for i in self._spool.incarnations()
+            for spool in spools
+            for i in spool.incarnations()
+            # A replica that there is no longer runs in no incarnation.
+            if spool is self._spool or i.pending
         ]
-        return prediction_pb2.GetSpoolResponse(incarnations=incarnations, bytes=self._spool.size)
+        return prediction_pb2.GetSpoolResponse(incarnations=incarnations, bytes=sum(spool.size for spool in spools))
 
 
 def _asker(context: Context) -> Asker:

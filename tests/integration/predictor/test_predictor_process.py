@@ -161,6 +161,31 @@ async def test_what_the_logger_could_not_take_is_shipped_by_the_next_life() -> N
         assert rig.logger.duplicates == 0
 
 
+async def test_what_a_replica_left_that_there_is_no_longer_is_shipped_by_another() -> None:
+    """GetSpool accounts for it until the logger has it."""
+    async with loaded_rig() as rig, open_channel(rig.address("predictor")) as channel:
+        stub = prediction_pb2_grpc.PredictionServiceStub(channel)
+        rig.logger.away = True
+        async with predictor(rig, REPLICA="predictor-1") as process:
+            await serving(channel)
+            await stub.Predict(ask(5))
+            await process.end(signal.SIGKILL)
+        async with predictor(rig, FORMER_REPLICAS='["predictor-1"]') as process:
+            await serving(channel)
+            spool = await stub.GetSpool(prediction_pb2.GetSpoolRequest())
+            assert [(i.replica, i.highest_sequence, i.pending) for i in spool.incarnations] == [
+                ("predictor-0", 0, 0),
+                ("predictor-1", 5, 5),
+            ]
+            rig.logger.away = False
+            await until(lambda: len(rig.logger.records) == 5, 20)
+            assert {record.replica for record, _ in rig.logger.records.values()} == {"predictor-1"}
+            async with asyncio.timeout(20):
+                while len((await stub.GetSpool(prediction_pb2.GetSpoolRequest())).incarnations) > 1:
+                    await asyncio.sleep(0.01)
+            assert await process.end(signal.SIGTERM) == 0
+
+
 async def test_a_stream_is_answered_what_was_read_of_it_before_the_process_ends() -> None:
     """Then it ends with UNAVAILABLE, and what was predicted is what was answered."""
     async with loaded_rig() as rig, open_channel(rig.address("predictor")) as channel:

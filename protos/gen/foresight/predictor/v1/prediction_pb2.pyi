@@ -803,7 +803,9 @@ class GetSpoolResponse(_message.Message):
     """Bytes on disk."""
     @_builtins.property
     def incarnations(self) -> _containers.RepeatedCompositeFieldContainer[Global___SpooledIncarnation]:
-        """The running incarnation, and earlier ones with records left."""
+        """The running incarnation, and earlier ones with records left; those too of replicas that there are no longer, whose
+        spools this one ships.
+        """
 
     def __init__(
         self,
