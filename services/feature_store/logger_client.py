@@ -10,7 +10,7 @@ import grpc
 
 from foresight.logger.v1 import prediction_log_pb2, prediction_log_pb2_grpc
 from foresight.types.v1 import types_pb2
-from foresight.values import DataType, Field, micros_from_instant
+from foresight.values import DataType, FeatureStatus, Field, micros_from_instant
 from foresight.wire import decode_instant, encode_column, encode_instant
 from services.feature_store.erasure.eraser import LogProgress, LogSelection
 from services.feature_store.groups import Reference
@@ -21,6 +21,7 @@ from services.runtime.threads import in_thread
 TIMEOUT_S = 10.0
 # Looks at ten thousand positions.
 FORGET_TIMEOUT_S = 60.0
+_UNAVAILABLE = bytes([FeatureStatus.UNAVAILABLE])
 _ARMS = {
     "int64_values": DataType.INT64,
     "float64_values": DataType.FLOAT64,
@@ -93,6 +94,7 @@ def _prediction(record: prediction_log_pb2.PredictionRecord) -> PredictionEntry:
         arm_probability=record.arm_probability if record.arm else 1.0,
         arm_forced=record.arm_forced,
         shadow=record.shadow,
+        degraded=any(_UNAVAILABLE in feature.statuses for feature in record.features),
     )
 
 

@@ -29,7 +29,7 @@ class Logged:
 
     Predictions with `from_event_time <= event time < to_event_time`, of one deployment or ('') of any that used the
     view. One without an outcome by then is left out (censored, not negative), and so are those that shadow arms made,
-    unless `shadows` says otherwise.
+    unless `shadows` says otherwise, and those made without the feature store, unless `degraded` does.
     """
 
     to_event_time: datetime
@@ -37,6 +37,7 @@ class Logged:
     deployment: str = ""
     from_event_time: datetime | None = None
     shadows: bool = False
+    degraded: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,6 +255,7 @@ def _encode_logged(logged: Logged) -> training_dataset_pb2.LoggedPredictions:
         to_event_time=encode_instant(logged.to_event_time),
         observed_by=encode_instant(logged.observed_by),
         shadows=logged.shadows,
+        degraded=logged.degraded,
     )
 
 
@@ -278,6 +280,7 @@ def _decode_logged(message: training_dataset_pb2.LoggedPredictions) -> Logged:
         to_event_time=decode_instant(message.to_event_time, "to_event_time"),
         observed_by=decode_instant(message.observed_by, "observed_by"),
         shadows=message.shadows,
+        degraded=message.degraded,
     )
 
 

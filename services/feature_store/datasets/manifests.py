@@ -23,13 +23,14 @@ from services.feature_store.registry.specs import dump_field, load_field
 @dataclass(frozen=True, slots=True)
 class LoggedSelection:
     """Logged predictions with event_time in [from, to) and outcomes with observed_at <= observed_by; those that
-    shadows made only when `shadows` says so."""
+    shadows made only when `shadows` says so, those made without the feature store only when `degraded` does."""
 
     to_event_time: datetime
     observed_by: datetime
     from_event_time: datetime | None = None
     deployment: str = ""
     shadows: bool = False
+    degraded: bool = False
 
     def __post_init__(self) -> None:
         if self.deployment:
@@ -207,6 +208,7 @@ def _dump_logged(logged: LoggedSelection | None) -> dict[str, Any] | None:
         "observed_by_us": _dump_instant(logged.observed_by),
         # Absent where it is absent from manifests that are older than shadows.
         **({"shadows": True} if logged.shadows else {}),
+        **({"degraded": True} if logged.degraded else {}),
     }
 
 
@@ -219,6 +221,7 @@ def _load_logged(content: Mapping[str, Any] | None) -> LoggedSelection | None:
         to_event_time=instant_from_micros(content["to_event_time_us"]),
         observed_by=instant_from_micros(content["observed_by_us"]),
         shadows=content.get("shadows", False),
+        degraded=content.get("degraded", False),
     )
 
 

@@ -21,6 +21,7 @@ from services.feature_store.groups import Reference
 PREDICTIONS, OUTCOMES = "log_predictions", "log_outcomes"
 PREDICTION_ID = "prediction_id"
 SHADOW = "log_shadow"
+DEGRADED = "log_degraded"
 EXACT_FLOAT_MAX = 2**53
 _ORIGIN = (
     Field("log_deployment", DataType.STRING),
@@ -33,6 +34,8 @@ _ORIGIN = (
     Field("log_arm_probability", DataType.FLOAT64),
     Field("log_arm_forced", DataType.BOOL),
     Field(SHADOW, DataType.BOOL),
+    # Made without the feature store, as it did not answer.
+    Field(DEGRADED, DataType.BOOL),
 )
 _DEFAULTS = {
     column.name: column
@@ -41,6 +44,7 @@ _DEFAULTS = {
         Column.build("log_arm_probability", DataType.FLOAT64, [1.0]),
         Column.build("log_arm_forced", DataType.BOOL, [False]),
         Column.build(SHADOW, DataType.BOOL, [False]),
+        Column.build(DEGRADED, DataType.BOOL, [False]),
     )
 }
 _EVENT_TIME = Field("event_time", DataType.TIMESTAMP)
@@ -73,6 +77,7 @@ class PredictionEntry:
     arm_probability: float = 1.0
     arm_forced: bool = False
     shadow: bool = False
+    degraded: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +166,7 @@ def prediction_rows(group: FeatureGroup, entries: Sequence[PredictionEntry]) -> 
             "log_arm_probability": [entry.arm_probability] * n,
             "log_arm_forced": [entry.arm_forced] * n,
             SHADOW: [entry.shadow] * n,
+            DEGRADED: [entry.degraded] * n,
         }
         for name, column in entry.columns.items():
             if name in known:

@@ -122,6 +122,7 @@ def _decode_logged(message: training_dataset_pb2.LoggedPredictions) -> LoggedSel
         to_event_time=decode_set_instant(message, "to_event_time"),
         observed_by=decode_set_instant(message, "observed_by"),
         shadows=message.shadows,
+        degraded=message.degraded,
     )
 
 
@@ -172,4 +173,5 @@ def _encode_logged(logged: LoggedSelection) -> training_dataset_pb2.LoggedPredic
         to_event_time=encode_instant(logged.to_event_time),
         observed_by=encode_instant(logged.observed_by),
         shadows=logged.shadows,
+        degraded=logged.degraded,
     )

@@ -138,6 +138,9 @@ def test_predictions_go_on_by_policy_while_the_feature_store_is_killed(built: Lo
             for answer in (*found[:: max(1, len(found) // 10)], *[a for a in found if a.missing][:10]):
                 assert all(patient.verify(prediction_id).verified for prediction_id in answer.ids)
         degraded = next(a for a in answers["bold"] if a.missing)
+        log = patient.predictions("bold", view="bold").set_index("prediction_id")["log_degraded"]
+        assert log.loc[degraded.ids].all()
+        assert not log.loc[answers["bold"][-1].ids].any()
         logged = patient.prediction(degraded.ids[0]).features
         items = logged["items"]
         assert (items.value, items.policy, items.last_known_at) == (3, "last_known", START)

@@ -208,6 +208,25 @@ async def test_changed_or_missing_bytes_are_data_loss(store: Store) -> None:
             assert (await store.read_dataset(manifest.id)).num_rows == 6
 
 
+async def test_what_was_predicted_without_the_feature_store_is_no_training_row_unless_it_is_asked_for(
+    store: Store, log: LogInMemory
+) -> None:
+    """Its features are what policies made up."""
+    await logs.define(store)
+    whole = logs.predictions(["a", "b"], 5)
+    degraded = replace(whole, prediction_ids=["c", "d"], degraded=True)
+    log.entries = [whole, degraded, *(logs.outcome(i, 20) for i in "abcd")]
+    await logs.take_all(store, log)
+    rows = await store.read("log_predictions_judged_v1")
+    assert {row["prediction_id"] for row in rows if row["log_degraded"]} == {"c", "d"}
+    selection = LoggedSelection(at(9), at(30))
+    without = await store.create(request(logged=selection), None)
+    assert (await store.read_dataset(without.id))["prediction_id"].to_pylist() == ["a", "b"]
+    together = await store.create(request(logged=replace(selection, degraded=True)), None)
+    assert (await store.read_dataset(together.id))["prediction_id"].to_pylist() == ["a", "b", "c", "d"]
+    assert (await store.datasets.get(together.id)).logged == replace(selection, degraded=True)
+
+
 async def test_what_shadows_predicted_is_no_training_row_unless_it_is_asked_for(store: Store, log: LogInMemory) -> None:
     """They have outcomes like the answers, and would count every question twice."""
     await logs.define(store)

@@ -99,6 +99,7 @@ async def test_predictions_and_outcomes_become_rows(store: Store, log: LogInMemo
         "log_arm_probability": 1.0,
         "log_arm_forced": False,
         "log_shadow": False,
+        "log_degraded": False,
         "place": "a",
         "wind": 1.0,
         "hour": 1,

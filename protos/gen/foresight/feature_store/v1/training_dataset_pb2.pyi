@@ -173,10 +173,15 @@ class LoggedPredictions(_message.Message):
     TO_EVENT_TIME_FIELD_NUMBER: _builtins.int
     OBSERVED_BY_FIELD_NUMBER: _builtins.int
     SHADOWS_FIELD_NUMBER: _builtins.int
+    DEGRADED_FIELD_NUMBER: _builtins.int
     deployment: _builtins.str
     """Only predictions of this deployment; empty: of any that used the view version."""
     shadows: _builtins.bool
     """True: predictions of shadow arms, too, which no caller has seen."""
+    degraded: _builtins.bool
+    """True: also predictions that were made without the feature store, as it did not answer (features UNAVAILABLE). Left
+    out otherwise: their features are what policies made up.
+    """
     @_builtins.property
     def from_event_time(self) -> _timestamp_pb2.Timestamp:
         """Only predictions with event_time >= this; unset: from the beginning."""
@@ -197,10 +202,11 @@ class LoggedPredictions(_message.Message):
         to_event_time: _timestamp_pb2.Timestamp | None = ...,
         observed_by: _timestamp_pb2.Timestamp | None = ...,
         shadows: _builtins.bool = ...,
+        degraded: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["from_event_time", b"from_event_time", "observed_by", b"observed_by", "to_event_time", b"to_event_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment", "from_event_time", b"from_event_time", "observed_by", b"observed_by", "shadows", b"shadows", "to_event_time", b"to_event_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["degraded", b"degraded", "deployment", b"deployment", "from_event_time", b"from_event_time", "observed_by", b"observed_by", "shadows", b"shadows", "to_event_time", b"to_event_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
