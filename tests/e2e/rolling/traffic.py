@@ -1,7 +1,8 @@
 """Callers who ask at a steady rate through mutual TLS while processes behind them come and go.
 
-They ask as applications do: one HTTP/2 connection each, a deadline per call. What may be repeated is what gRPC repeats
-by the ordinary policy of a client, UNAVAILABLE, and every repetition that reached the gateway is in its access log.
+They ask as applications do: one HTTP/2 connection each, a deadline per call. What may be repeated is what a client
+repeats by gRPC's ordinary policy: UNAVAILABLE, when a connection is lost, and CANCELLED, by which a predictor with too
+much to do drops what nobody has looked at. Every repetition that reached the gateway is in its access log.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ RETRY = {
                 "initialBackoff": "0.05s",
                 "maxBackoff": "1s",
                 "backoffMultiplier": 2,
-                "retryableStatusCodes": ["UNAVAILABLE"],
+                "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
             },
         }
     ]
