@@ -155,4 +155,4 @@ def test_the_widest_view_has_room_in_its_log_group() -> None:
     wide = replace(WEATHER, features=tuple(Field(f"f{i}", DataType.INT64) for i in range(512)))
     view = derive_view(FeatureView("judged", LABEL, (source("weather", *(f.name for f in wide.features)),)), [wide])
     group = predictions_group(view, [], None)
-    assert len(group.features) == 512 + 1 + 5
+    assert len(group.features) == 512 + 1 + 10
