@@ -7,12 +7,13 @@ the moment on that it serves, `Server` says what signals do.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 from collections.abc import Coroutine
 from types import FrameType
 from typing import Any
+
+# What takes long to load is loaded where it is used: the first line of a program is to run early.
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -25,10 +26,14 @@ def exit_when_told() -> None:
 
 def run(service: Coroutine[Any, Any, None]) -> None:
     """Runs a service to its end; a signal that comes before its server runs cancels it, and then returns too."""
+    import asyncio
+
     asyncio.run(_until_told(service))
 
 
 async def _until_told(service: Coroutine[Any, Any, None]) -> None:
+    import asyncio
+
     loop = asyncio.get_running_loop()
     serving = asyncio.ensure_future(service)
     told = False

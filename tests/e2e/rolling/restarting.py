@@ -35,7 +35,7 @@ async def restarted_under_load(rate: float, seconds: float, names: Sequence[str]
                         if time.monotonic() - started >= seconds or load.failures:
                             break
                 after = {name: stack.pid(name) for name in names}
-                assert not load.failures, load.failures
+                assert not load.failures, (load.failures, attempts(stack))
                 assert len(load.ids) == load.asked
                 assert not set(before.values()) & set(after.values())
                 await asyncio.to_thread(_check_ledger, client, load.ids)

@@ -30,10 +30,10 @@ RETRY = {
         {
             "name": [{"service": "foresight.predictor.v1.PredictionService"}],
             "retryPolicy": {
-                "maxAttempts": 4,
-                "initialBackoff": "0.05s",
-                "maxBackoff": "1s",
-                "backoffMultiplier": 2,
+                "maxAttempts": 5,
+                "initialBackoff": "0.1s",
+                "maxBackoff": "2s",
+                "backoffMultiplier": 3,
                 "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
             },
         }

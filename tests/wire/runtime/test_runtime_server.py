@@ -37,7 +37,7 @@ async def becomes(channel: grpc.aio.Channel, wanted: int, service: str = "") -> 
     """Waits until health says so."""
     stub = health_pb2_grpc.HealthStub(channel)
     async with asyncio.timeout(10):
-        call = stub.Watch(health_pb2.HealthCheckRequest(service=service))
+        call = stub.Watch(health_pb2.HealthCheckRequest(service=service), wait_for_ready=True)
         async for answer in call:
             if answer.status == wanted:
                 break
