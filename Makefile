@@ -60,7 +60,7 @@ lock: setup ## Resolve the dependencies anew (names, versions and hashes only)
 	$(BIN)/uv pip compile -q --group build --upgrade --python-version 3.11 --universal --generate-hashes \
 	  --no-emit-index-url --no-emit-find-links --no-header --no-annotate -c requirements-dev.lock -o requirements-build.lock
 
-bench-predictor: setup ## Measure what a prediction costs against an empty call, and what is left of it under overload
+bench-predictor: setup ## Measure what a prediction costs, what overload leaves of it, and others beside it (half an hour)
 	$(BIN)/python -m benchmarks.predictor
 
 bench-start: setup ## Measure how long the local stack takes to be ready

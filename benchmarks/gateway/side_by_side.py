@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, product
 from pathlib import Path
 
 from rich import box
@@ -45,7 +46,7 @@ TIMES_P99_MIN = 10
 SHARE_OF_EMPTY_MIN = 0.7
 IDLE_S = 5.0
 # The whole run is to end within 20 minutes.
-KIND_S, ROUNDS_MIN = 270.0, 3
+KIND_S, ROUNDS_MIN = 240.0, 3
 CALLS_MIN = 200
 
 
@@ -55,11 +56,12 @@ class Plan:
 
     rounds: int = 5
     seconds: float = 4.0
-    curve_seconds: float = 3.0
-    shares: Sequence[float] = (0.1, 0.3, 0.5, 0.7, 0.85)
+    curve_rounds: int = 3
+    curve_seconds: float = 2.0
+    shares: Sequence[float] = (0.1, 0.3, 0.6, 0.85)
 
 
-QUICK = Plan(rounds=1, seconds=2.0, curve_seconds=1.5, shares=(0.3, 0.7))
+QUICK = Plan(rounds=1, seconds=1.5, curve_rounds=1, curve_seconds=1.0, shares=(0.3, 0.7))
 
 
 Turns = dict[str, list[Turn]]
@@ -67,12 +69,14 @@ Turns = dict[str, list[Turn]]
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """All turns by system: with IN_FLIGHT calls in flight, at the load that is the same for all, at rising loads."""
+    """All turns by system: with IN_FLIGHT calls in flight, at the load that is the same for all, and by share of that
+    which it bears.
+    """
 
     idle_cpu: Mapping[str, float]
     in_flight: Turns = field(default_factory=lambda: {name: [] for name in TITLES})
     equal: Turns = field(default_factory=lambda: {name: [] for name in TITLES})
-    curves: Turns = field(default_factory=lambda: {name: [] for name in TITLES})
+    curves: dict[str, dict[float, list[Turn]]] = field(default_factory=lambda: {name: {} for name in TITLES})
 
     @property
     def equal_per_s(self) -> float:
@@ -81,7 +85,7 @@ class Measured:
 
     def turns_of(self, name: str) -> list[Turn]:
         """Of one system, of all kinds."""
-        return [*self.in_flight[name], *self.equal[name], *self.curves[name]]
+        return [*self.in_flight[name], *self.equal[name], *chain.from_iterable(self.curves[name].values())]
 
 
 def measure(plan: Plan) -> Measured:
@@ -113,18 +117,19 @@ def _measure(bench: Bench, names: Sequence[str], plan: Plan) -> Measured:
             # Who bears less has as long for fewer calls.
             seconds = plan.seconds * min(1.0, _median(measured.in_flight[name], _per_s) / per_s)
             measured.equal[name].append(bench.offered(name, per_s, seconds, seed=number))
-    for number in _while_there_is_time(len(plan.shares)):
-        for name in names:
-            per_s = plan.shares[number] * _median(measured.in_flight[name], _per_s)
-            measured.curves[name].append(bench.offered(name, per_s, plan.curve_seconds, seed=0))
+    for number in _while_there_is_time(plan.curve_rounds, least=1):
+        for share, name in product(plan.shares, _in_turn(names, number)):
+            per_s = share * _median(measured.in_flight[name], _per_s)
+            turn = bench.offered(name, per_s, plan.curve_seconds, seed=number)
+            measured.curves[name].setdefault(share, []).append(turn)
     return measured
 
 
-def _while_there_is_time(rounds: int) -> Iterator[int]:
+def _while_there_is_time(rounds: int, least: int = ROUNDS_MIN) -> Iterator[int]:
     """Numbers of rounds; on a machine so busy that KIND_S is over before the last one, they are fewer."""
     until = time.monotonic() + KIND_S
     for number in range(rounds):
-        if number >= ROUNDS_MIN and time.monotonic() > until:
+        if number >= least and time.monotonic() > until:
             print(f"{number} of {rounds} rounds: there is no time for more")
             return
         yield number
@@ -241,7 +246,7 @@ def draw(measured: Measured) -> None:
     figure = Figure(figsize=(9, 5.5), layout="constrained")
     axes = figure.subplots()
     for name, turns in measured.in_flight.items():
-        points = sorted((_per_s(turn), 1e3 * _p99_s(turn)) for turn in measured.curves[name])
+        points = [(_median(at, _per_s), 1e3 * _median(at, _p99_s)) for _, at in sorted(measured.curves[name].items())]
         style = "--" if name.endswith("_1") else "-"
         (line,) = axes.plot(*zip(*points, strict=True), style, marker="o", markersize=4, label=TITLES[name])
         axes.plot(_median(turns, _per_s), 1e3 * _median(turns, _p99_s), "s", markersize=9, color=line.get_color())
