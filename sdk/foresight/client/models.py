@@ -184,7 +184,7 @@ class ModelCalls(Calls):
         etag: str = "",
         wait_s: float = 30.0,
     ) -> Deployment:
-        """Lets a deployment serve a version (0: the latest), or several as `arms`, and waits until the predictor does.
+        """Lets a deployment serve a version (0: the latest), or several as `arms`, and waits until all replicas do.
 
         An entity always gets the same arm, as long as its weight does not shrink; another `salt` assigns all of them
         anew. The first arm has a weight: it gets the alias `champion` and stands for the deployment where one arm has
@@ -222,14 +222,10 @@ class ModelCalls(Calls):
     def _await_serving(self, wanted: Deployment, wait_s: float) -> None:
         give_up = time.monotonic() + wait_s
         while True:
-            response = self._connection.call(self._serving.ListServing, prediction_pb2.ListServingRequest())
-            cause = "the predictor does not know it yet"
-            for serving in response.deployments:
-                if serving.deployment == wanted.name:
-                    # The same model may be there with other arms.
-                    if serving.ready and (serving.etag, decode_ref(serving.model)) == (wanted.etag, wanted.model):
-                        return
-                    cause = serving.cause or "the predictor is still loading it"
+            answers = self._connection.call_each_replica(self._serving.ListServing, prediction_pb2.ListServingRequest())
+            cause = next(filter(None, (_why_not(wanted, answer) for answer in answers)), "")
+            if not cause:
+                return
             if time.monotonic() >= give_up:
                 raise FailedPrecondition(
                     f"{wanted.name} does not serve {wanted.model} after {wait_s:g} s: {cause}",
@@ -237,6 +233,17 @@ class ModelCalls(Calls):
                     metadata={"cause": cause},
                 )
             self._connection.retry.sleep(DEPLOYMENT_POLL_S)
+
+
+def _why_not(wanted: Deployment, answer: prediction_pb2.ListServingResponse) -> str:
+    """Why a replica does not serve a deployment; '' when it does."""
+    for serving in answer.deployments:
+        if serving.deployment == wanted.name:
+            # The same model may be there with other arms.
+            if serving.ready and (serving.etag, decode_ref(serving.model)) == (wanted.etag, wanted.model):
+                return ""
+            return serving.cause or "the predictor is still loading it"
+    return "the predictor does not know it yet"
 
 
 def selections(chosen: Selection | Sequence[Selection]) -> list[training_pb2.DatasetSelection]:

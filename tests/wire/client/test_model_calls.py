@@ -173,6 +173,15 @@ def test_deploying_says_why_a_version_is_not_served(client: Client, fake: FakeFo
     assert caught.value.reason == "MODEL_NOT_READY"
 
 
+def test_deploying_waits_for_every_replica(client: Client, fake: FakeForesight) -> None:
+    fake.on("SetDeployment", _deployed(2))
+    fake.on_processes("ListServing", {"one": _serving(2, True), "two": _serving(1, True, "it is being loaded")})
+    with pytest.raises(FailedPrecondition, match="it is being loaded"):
+        client.deploy("delays", "delays", wait_s=0.001)
+    fake.on_processes("ListServing", {"one": _serving(2, True), "two": _serving(2, True)})
+    assert client.deploy("delays", "delays").model == ("delays", 2)
+
+
 def test_deploying_arms_waits_until_these_arms_serve(client: Client, fake: FakeForesight, pauses: Pauses) -> None:
     """The same first version with other arms is another deployment: the etag tells."""
     deployed = _deployed(2)
