@@ -45,6 +45,10 @@ METHODS = {
 Answer = Callable[[Any], Any]
 
 
+# Methods whose messages are answered one by one; others answer when they have them all.
+EXCHANGES = frozenset({"PredictStream"})
+
+
 class FakeForesight(grpc.GenericRpcHandler):
     """Answers what `on` was given; keeps what it was asked in `asked`, by the method's short name.
 
@@ -87,7 +91,7 @@ class FakeForesight(grpc.GenericRpcHandler):
         }[method.client_streaming, method.server_streaming]
         make: Any = getattr(grpc, f"{name}_rpc_method_handler")
         handle = self._stream(method.name) if method.server_streaming else self._unary(method.name)
-        if name == "stream_stream":
+        if method.name in EXCHANGES:
             handle = self._exchange(method.name)
         handler: grpc.RpcMethodHandler[Any, Any] = make(
             handle, GetMessageClass(method.input_type).FromString, GetMessageClass(method.output_type).SerializeToString
