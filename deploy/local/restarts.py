@@ -7,6 +7,7 @@ them notice a delay. The gateway hands over to a new process of its own.
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import os
 import re
@@ -38,7 +39,9 @@ def restart(state: StateFolder, names: Sequence[str] = (), on_done: Callable[[st
             _replace_gateway(state)
         else:
             pid = program_pid(state, name)
-            os.kill(pid, signal.SIGTERM)
+            # One that has just ended by itself starts again as well.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
             wait_restarted(state, name, pid)
             _wait_in_use(connection)
         on_done(name)
