@@ -73,6 +73,18 @@ class Lookup:
             self._conclude(conclude, trial)
         return self._last_known.observe(plan, keys, event_time_micros, vectors)
 
+    async def vectors_beside(
+        self, plan: ViewPlan, keys: Sequence[Column], event_time_micros: Sequence[int], timeout_s: float
+    ) -> Vectors:
+        """The feature store's answer to a question that nobody waits for: it opens no breaker, is no probe, and leaves
+        last known values to others.
+
+        Raises Unavailable when it does not answer, at once while it is known to be away, and its errors.
+        """
+        if self.away:
+            raise Unavailable(f"the {FEATURE_STORE} does not answer", upstream=FEATURE_STORE)
+        return await self._source.vectors(plan.ref, keys, event_time_micros, timeout_s)
+
     def without(self, plan: ViewPlan, keys: Sequence[Column], event_time_micros: Sequence[int]) -> Vectors:
         """The vectors of a feature store that is away: all UNAVAILABLE, with last known values."""
         return self._last_known.recall(plan, keys, event_time_micros)

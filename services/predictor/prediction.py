@@ -117,11 +117,16 @@ class _Asked:
     explaining: Explaining | None = None
 
     @property
+    def is_shadow(self) -> bool:
+        """Whether nobody waits for the answer."""
+        return self.request.arm is not None and self.request.arm.shadow
+
+    @property
     def together(self) -> str:
         """Equal for requests that may share a batch: their questions have the same columns."""
         if self.question.given:
             return f"{self.served.together}, given with {len(self.question.keys)} keys"
-        if (arm := self.request.arm) is not None and arm.shadow:
+        if self.is_shadow:
             # Nobody who waits for an answer waits for shadows.
             return f"{self.served.together}, shadows"
         return self.served.together
@@ -224,8 +229,10 @@ class Predictor:
     async def score_beside(self, request: Request) -> None:
         """Predicts and records for a shadow: past the admission and the counts of those whom somebody waits for.
 
-        Raises what `predict` raises.
+        Raises what `predict` raises, and SpoolFull from half of the spool on: the rest is for answers.
         """
+        if self._spool.half_full:
+            raise SpoolFull("the spool is half full, and the rest is for answers", limit="shadows")
         served = request.served or self._table.serving(request.deployment)
         asked = _Asked(request, served, self._check(request, served), time.perf_counter())
         try:
@@ -320,6 +327,9 @@ class Predictor:
         now = asyncio.get_running_loop().time()
         timeout_s = patience_s(plan, max(m.deadline for m in batch) - now)
         event_times = questions.event_time_micros
+        if batch[0].work.is_shadow:
+            with self._telemetry.stage("lookup"):
+                return await self._lookup.vectors_beside(plan, questions.keys, event_times, timeout_s)
         due = []
         if len(batch) > 1 and not plan.needs_feature_store:
             waits = ((patience_s(plan, m.deadline - now), m) for m in batch)

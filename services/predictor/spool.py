@@ -135,6 +135,11 @@ class Spool:
         return sum(i.size for i in (*self._earlier, self._live))
 
     @property
+    def half_full(self) -> bool:
+        """Whether half of the bytes that it may hold are used."""
+        return self.size > self._bytes_max // 2
+
+    @property
     def pending(self) -> int:
         """Predictions that are readable here and not acknowledged."""
         return sum(i.pending for i in (*self._earlier, self._live))

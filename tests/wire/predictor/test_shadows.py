@@ -103,6 +103,22 @@ async def test_a_shadow_that_does_not_load_holds_nothing_up(rig: Rig, replica: R
     await until(lambda: all(a.ready for a in replica.deployments.state("late_flights").arms))
 
 
+async def test_shadows_leave_half_of_the_spool_to_answers(rig: Rig) -> None:
+    """While the logger is away records pile up; who is waited for can go on for longer."""
+    async with rig.predictor(bytes_max=60_000) as replica:
+        await deploy(rig, replica, arm("champion", 1, 1), arm("next", 3, shadow=True))
+        carriers = entities(rig, 20)
+        rig.logger.away = True
+        while not replica.spool.half_full:
+            await replica.stub.Predict(ask(20, carrier=carriers))
+            await until(lambda: replica.shadows.rows == 0)
+        failed, recorded = shadow_count(replica, "failed"), shadow_count(replica, "recorded")
+        assert recorded
+        await replica.stub.Predict(ask(20, carrier=carriers))
+        await until(lambda: replica.shadows.rows == 0)
+        assert (shadow_count(replica, "failed"), shadow_count(replica, "recorded")) == (failed + 20, recorded)
+
+
 async def test_shadows_are_dropped_when_too_many_wait() -> None:
     """And counted; those that were let in are scored."""
     counted: dict[str, int] = {}
