@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pytest
 
+from deploy.local import LocalStack
 from tests.e2e.rolling.restarting import restarted_under_load
 
 RATE = 60
@@ -15,6 +16,6 @@ NAMES = ("feature_store-0", "predictor-0", "predictor-1", "gateway")
 
 
 @pytest.mark.timeout(180)
-async def test_no_call_fails_while_processes_are_replaced() -> None:
+async def test_no_call_fails_while_processes_are_replaced(stack: LocalStack) -> None:
     """Each answer is accounted for once."""
-    await restarted_under_load(RATE, 0, NAMES)
+    await restarted_under_load(stack, RATE, 0, NAMES)
