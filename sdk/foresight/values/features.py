@@ -156,6 +156,11 @@ class ViewSource:
         check_name(self.group, "group")
         object.__setattr__(self, "keys", MappingProxyType(dict(self.keys)))
         _check_count(self.features, "features", 1, FEATURES_MAX)
+        taken: set[str] = set()
+        for feature in self.features:
+            if feature.feature in taken:
+                raise InvalidValue("features", f"take {feature.feature} twice; a transform may give it another name")
+            taken.add(feature.feature)
         if self.prefix:
             check_name(self.prefix, "prefix")
         for group_key, view_key in self.keys.items():

@@ -103,6 +103,12 @@ def test_a_reserved_name_made_of_prefix_and_feature_is_refused() -> None:
         derive_view(view(source("weather", "time", prefix="event_")), [group])
 
 
+def test_a_source_takes_a_feature_once() -> None:
+    """Under two names it would be read once and be missing under the other."""
+    with pytest.raises(InvalidValue, match="take wind twice"):
+        ViewSource("weather", (ViewFeature("wind"), ViewFeature("wind", name="breeze")))
+
+
 def test_content_survives_being_stored() -> None:
     """Every part of a group and a view, defaults of every type among them."""
     features = tuple(Field(f"f_{type.value}", type, 2 if type is DataType.FLOAT_VECTOR else 0) for type in DataType)
