@@ -29,8 +29,9 @@ def state() -> Iterator[Path]:
 @pytest.fixture(scope="package")
 def stack() -> Iterator[LocalStack]:
     folder = Path(tempfile.mkdtemp(prefix="fs-state-"))
-    modules = {"transform_modules": [TRANSFORMS], "pipeline_modules": [PIPELINES]}
-    with LocalStack(folder, gateway_port=0, metrics_port=0, **modules) as running:
+    with LocalStack(
+        folder, gateway_port=0, metrics_port=0, transform_modules=[TRANSFORMS], pipeline_modules=[PIPELINES]
+    ) as running:
         with Client(state=running.state) as client:
             client.apply(GROUP)
         yield running
