@@ -1,4 +1,8 @@
-"""Answers those of a batch who have less time than the others, while the others wait on for the feature store."""
+"""Answers those of a batch who have less time than the others, while the others wait on for the feature store.
+
+The wait ends when those answers are given: whoever goes on with the batch finds each of its members answered or not,
+and none of them about to be.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,7 @@ TOGETHER_S = 0.002
 class EarlyAnswers(Generic[M]):
     """Around a wait: whoever's time is over meanwhile is handed to `answer`, in a task of `tasks`.
 
-    `due` has for each of them the time of the loop's clock when that is; may be empty.
+    `due` has for each of them the time of the loop's clock when that is; may be empty. It ends when they have theirs.
     """
 
     def __init__(
@@ -27,15 +31,18 @@ class EarlyAnswers(Generic[M]):
         self._due = sorted(due, key=lambda entry: entry[0])
         self._answer = answer
         self._tasks = tasks
+        self._begun: list[asyncio.Task[None]] = []
         self._timer: asyncio.TimerHandle | None = None
 
-    def __enter__(self) -> None:
+    async def __aenter__(self) -> None:
         if self._due:
             self._set_timer()
 
-    def __exit__(self, *exception: object) -> None:
+    async def __aexit__(self, *exception: object) -> None:
         if self._timer is not None:
             self._timer.cancel()
+        if self._begun:
+            await asyncio.wait(self._begun)
 
     def _set_timer(self) -> None:
         self._timer = asyncio.get_running_loop().call_at(self._due[0][0], self._ring)
@@ -47,6 +54,7 @@ class EarlyAnswers(Generic[M]):
         over = [member for at, member in self._due if at <= until]
         self._due = self._due[len(over) :]
         task = loop.create_task(self._answer(over))
+        self._begun.append(task)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         if self._due:

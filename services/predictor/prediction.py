@@ -335,8 +335,9 @@ class Predictor:
             waits = ((patience_s(plan, m.deadline - now), m) for m in batch)
             due = [(now + wait_s, m) for wait_s, m in waits if wait_s < timeout_s - TOGETHER_S]
         try:
-            with EarlyAnswers(due, self._answer_early, self._early), self._telemetry.stage("lookup"):
-                return await self._lookup.vectors(plan, questions.keys, event_times, timeout_s)
+            async with EarlyAnswers(due, self._answer_early, self._early):
+                with self._telemetry.stage("lookup"):
+                    return await self._lookup.vectors(plan, questions.keys, event_times, timeout_s)
         except Unavailable:
             if plan.needs_feature_store:
                 raise
@@ -396,7 +397,8 @@ class Predictor:
             outputs = scored.outputs if whole else tuple(c.part(request.start, request.stop) for c in scored.outputs)
             its_missing = missing if whole or not missing else _missing_between(missing, request.start, request.stop)
             answer = Answer(request.prediction_ids, outputs, version.model, request.event_time, its_missing)
-            if member.work.explaining is not None:
+            # Whoever was answered early is explained that answer.
+            if member.work.explaining is not None and member.waits:
                 member.work.explaining.take(scored.columns, range(request.start, request.stop), outputs)
             yield _Recorded(member, answer, payload)
 

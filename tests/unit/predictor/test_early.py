@@ -19,10 +19,9 @@ async def wait(seconds: float, due: list[float]) -> list[tuple[float, list[float
     async def answer(members: list[float]) -> None:
         answered.append((loop.time(), members))
 
-    with EarlyAnswers([(at, at) for at in due], answer, tasks):
+    async with EarlyAnswers([(at, at) for at in due], answer, tasks):
         await asyncio.sleep(seconds)
-    await asyncio.gather(*tasks)
-    assert not tasks
+    assert all(task.done() for task in tasks)
     return answered
 
 
@@ -44,9 +43,27 @@ def test_a_wait_that_is_cut_short_answers_nobody() -> None:
         async def answer(members: list[float]) -> None:
             answered.extend(members)
 
-        with pytest.raises(KeyError), EarlyAnswers([(0.5, 0.5)], answer, set()):
-            raise KeyError("the wait failed")
+        with pytest.raises(KeyError):
+            async with EarlyAnswers([(0.5, 0.5)], answer, set()):
+                raise KeyError("the wait failed")
         await asyncio.sleep(1.0)
         return answered
 
     assert run_virtually(interrupted()) == []
+
+
+def test_a_wait_ends_when_the_early_answers_are_given() -> None:
+    """Nobody who goes on with the batch takes somebody for unanswered who is about to be answered."""
+
+    async def overlapping() -> tuple[float, list[float]]:
+        loop, answered = asyncio.get_running_loop(), list[float]()
+
+        async def answer(members: list[float]) -> None:
+            await asyncio.sleep(2.0)
+            answered.extend(members)
+
+        async with EarlyAnswers([(0.5, 0.5)], answer, set()):
+            await asyncio.sleep(1.0)
+        return loop.time(), answered
+
+    assert run_virtually(overlapping()) == (2.5, [0.5])
