@@ -72,6 +72,26 @@ class Column:
         return cls(name, type, array, None if valid.all() else valid)
 
     @classmethod
+    def single(cls, name: str, value: Any) -> Column:
+        """A column of one value, of the type that the value has. Raises InvalidValue for what no field can be."""
+        match value:
+            case bool() | np.bool_():
+                type, dimension = DataType.BOOL, 0
+            case int() | np.integer():
+                type, dimension = DataType.INT64, 0
+            case float() | np.floating():
+                type, dimension = DataType.FLOAT64, 0
+            case str():
+                type, dimension = DataType.STRING, 0
+            case datetime():
+                type, dimension = DataType.TIMESTAMP, 0
+            case list() | tuple() | np.ndarray():
+                type, dimension = DataType.FLOAT_VECTOR, len(value)
+            case _:
+                raise InvalidValue(name, f"{quoted(value)} is not of a type that a field can have")
+        return cls.build(name, type, [value], dimension)
+
+    @classmethod
     def nulls(cls, field: Field, n: int) -> Column:
         """A column of n NULLs."""
         return cls.build(field.name, field.type, [None] * n, field.dimension)

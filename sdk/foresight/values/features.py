@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from types import MappingProxyType
@@ -34,6 +34,8 @@ TAG_BYTES_MAX = 255
 OWNER_BYTES_MAX = 255
 MAX_AGE_MAX = timedelta(days=36_525)
 KEY_TYPES = (DataType.INT64, DataType.STRING, DataType.BOOL)
+# What a default may be written as; integers are defaults of INT64, other numbers of FLOAT64.
+DefaultValue = bool | int | float | str | datetime | Sequence[float]
 LABEL_TYPES = (DataType.BOOL, DataType.INT64, DataType.FLOAT64, DataType.STRING)
 _FUNCTION = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*:[A-Za-z_][A-Za-z0-9_]*\Z")
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
@@ -107,21 +109,38 @@ class FeatureGroup:
         return (*self.entity_keys, *self.features)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, init=False)
 class ViewFeature:
     """One feature taken from a group. `name` is its name in the view; '' means prefix + feature.
 
-    `default`: one value, required by the policy DEFAULT, optional with LAST_KNOWN, whose `last_known_max_age` says how
-    old a last known value may be, counted from its row's event time.
+    `default`: one value of the feature's type, required by the policy DEFAULT, optional with LAST_KNOWN, whose
+    `last_known_max_age` says how old a last known value may be, counted from its row's event time.
     """
 
     feature: str
-    name: str = ""
-    missing: MissingPolicy = MissingPolicy.NULL
-    default: Column | None = None
-    last_known_max_age: timedelta | None = None
+    name: str
+    missing: MissingPolicy
+    default: Column | None
+    last_known_max_age: timedelta | None
 
-    def __post_init__(self) -> None:
+    def __init__(
+        self,
+        feature: str,
+        name: str = "",
+        missing: MissingPolicy = MissingPolicy.NULL,
+        default: Column | DefaultValue | None = None,
+        last_known_max_age: timedelta | None = None,
+    ) -> None:
+        if default is not None and not isinstance(default, Column):
+            default = Column.single(feature, default)
+        object.__setattr__(self, "feature", feature)
+        object.__setattr__(self, "name", name)
+        object.__setattr__(self, "missing", missing)
+        object.__setattr__(self, "default", default)
+        object.__setattr__(self, "last_known_max_age", last_known_max_age)
+        self._check()
+
+    def _check(self) -> None:
         check_name(self.feature, "feature")
         if self.name:
             check_name(self.name, "name")
