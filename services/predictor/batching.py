@@ -9,13 +9,15 @@ Pure asyncio: what the work is and how a batch of it is done is the business of 
   again. After a batch of a few it is held only until as many are there: a few callers wait for one another, not for a
   crowd that is not coming.
 - Work that is large by itself runs alone, beside the batches (`ask_alone`).
+- A batch that only waits for somebody else may be overtaken (`let_others`): the next one then runs beside it, and how
+  long it took in the end says nothing about the others.
 - A batch is cut early when it is full, or when waiting any longer would cost a member its deadline.
 - A member who has gone (cancelled or expired) is left out when the batch is cut, and takes no answer later.
 - When a batch fails each of its members is run alone, so that a fault stays with the member that causes it; `shared`
   errors, which say nothing about a member, fail them all.
 
 Bounds: at most `rows_max` rows in a batch, but one member at least. How many may wait is for the caller to bound, see
-`admission`.
+`admission`; so is how many batches are overtaken, by when it says so and by how long one may wait.
 """
 
 from __future__ import annotations
@@ -114,6 +116,9 @@ class Batcher(Generic[W, R]):
         self._rows = 0
         self._task: asyncio.Task[None] | None = None
         self._alone: set[asyncio.Task[None]] = set()
+        # The batch under way, and what works on those that were overtaken.
+        self._running: Sequence[Member[W, R]] = ()
+        self._overtaken: set[asyncio.Task[None]] = set()
         # While a batch is held open: until when at most.
         self._gathering: asyncio.Future[None] | None = None
         self._cut_time = 0.0
@@ -128,7 +133,7 @@ class Batcher(Generic[W, R]):
     @property
     def idle(self) -> bool:
         """Whether nothing waits or runs, or is waited for."""
-        return self._task is None and not self._alone
+        return self._task is None and not self._alone and not self._overtaken
 
     def expected_s(self, rows: int) -> float:
         """How long so many more rows would take to be answered, by what batches took lately.
@@ -165,6 +170,17 @@ class Batcher(Generic[W, R]):
         task.add_done_callback(self._alone.discard)
         return await self._answer_of(member)
 
+    def let_others(self, member: Member[W, R]) -> None:
+        """The batch of this member waits for somebody else, and the next one need not wait for it."""
+        if self._task is None or member not in self._running:
+            return
+        overtaken, self._task = self._task, None
+        self._overtaken.add(overtaken)
+        overtaken.add_done_callback(self._overtaken.discard)
+        self._running, self._running_rows = (), 0
+        if self._queue:
+            self._task = self._loop.create_task(self._work())
+
     def _member(self, work: W, rows: int, remaining_s: float | None) -> Member[W, R]:
         now = self._loop.time()
         deadline = math.inf if remaining_s is None else now + remaining_s
@@ -180,24 +196,28 @@ class Batcher(Generic[W, R]):
             timer.cancel()
 
     async def _work(self) -> None:
-        """Runs batches until nobody waits."""
+        """Runs batches until nobody waits, or the one under way is overtaken."""
+        me = self._task
         self._company = 0
         try:
             while self._queue:
                 batch = self._cut()
                 if batch:
                     await self._run_measured(batch)
+                    if self._task is not me:
+                        return
                     self._company = len(batch)
                     self._ended = self._loop.time()
                 if self._company > 1:
                     await self._gather()
         finally:
-            # Empty, unless the process stops in the middle.
-            for member in self._queue:
-                member.future.cancel()
-            self._queue.clear()
-            self._rows = 0
-            self._task = None
+            if self._task is me:
+                # Empty, unless the process stops in the middle.
+                for member in self._queue:
+                    member.future.cancel()
+                self._queue.clear()
+                self._rows = 0
+                self._task = None
 
     async def _gather(self) -> None:
         """Holds the next batch open, also while nobody is in it yet."""
@@ -253,14 +273,18 @@ class Batcher(Generic[W, R]):
         return batch
 
     async def _run_measured(self, batch: list[Member[W, R]]) -> None:
-        """Runs a batch and measures how long it took."""
+        """Runs a batch and measures how long it took, unless it was overtaken."""
         started = self._started = self._loop.time()
         rows = self._running_rows = sum(m.rows for m in batch)
+        self._running = batch
         try:
             await self._run_apart(batch)
         finally:
-            self._running_rows = 0
-        self._pace.took(rows, self._loop.time() - started)
+            overtaken = self._running is not batch
+            if not overtaken:
+                self._running, self._running_rows = (), 0
+        if not overtaken:
+            self._pace.took(rows, self._loop.time() - started)
 
     async def _run_apart(self, batch: list[Member[W, R]]) -> None:
         """Runs a batch, and each of its members alone when it fails."""

@@ -45,6 +45,10 @@ from services.runtime.status import code_name_of
 DEADLINE_SHARE = 0.9
 ROWS_ON_LOOP_MAX = 64
 SECONDS_ON_LOOP_MAX = 0.001
+# Those behind a batch do not wait any longer for its look-up; the first where they can do without the feature store. A
+# look-up has a longest time (`lookup`), so that at most 20 of one view and model are out.
+LATE_WITHOUT_S = 0.1
+LATE_S = 0.5
 # The logger takes at most 4 MiB in one message.
 RECORD_BYTES_MAX = 3 << 20
 # Batchers of models that do not serve any more are dropped at this number; an idle one is a few hundred bytes.
@@ -317,13 +321,24 @@ class Predictor:
             record.member.answer(record.answer)
 
     async def _look_up(self, batch: Sequence[_Member], questions: Questions) -> Vectors:
+        """The vectors; whoever comes later does not wait for a look-up that takes long."""
+        first, plan = batch[0], batch[0].work.served.plan
+        if questions.given or not plan.features:
+            return NO_VECTORS
+        late_s = LATE_S if plan.needs_feature_store else LATE_WITHOUT_S
+        others = self._batcher(first.work.together).let_others
+        late = asyncio.get_running_loop().call_later(late_s, others, first)
+        try:
+            return await self._looked_up(batch, questions)
+        finally:
+            late.cancel()
+
+    async def _looked_up(self, batch: Sequence[_Member], questions: Questions) -> Vectors:
         """The vectors; without the feature store where it does not answer and the view can do without.
 
         Whoever has less time than the others is answered without it, or expires, alone.
         """
         plan = batch[0].work.served.plan
-        if questions.given or not plan.features:
-            return NO_VECTORS
         now = asyncio.get_running_loop().time()
         timeout_s = patience_s(plan, max(m.deadline for m in batch) - now)
         event_times = questions.event_time_micros

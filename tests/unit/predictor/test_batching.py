@@ -298,6 +298,47 @@ def test_large_work_runs_beside_the_batches() -> None:
     run_virtually(play())
 
 
+def test_a_batch_that_waits_for_somebody_else_is_overtaken() -> None:
+    """By those who are there and those who come; everybody has his own answer, and the wait is no measure of others."""
+
+    async def overtaking() -> tuple[list[float], float, float]:
+        loop, ended = asyncio.get_running_loop(), list[float]()
+        members: dict[int, Member[int, int]] = {}
+
+        async def run(batch: Sequence[Member[int, int]]) -> None:
+            members.update((m.work, m) for m in batch)
+            await asyncio.sleep(100.0 if batch[0].work < 3 else 0.01)
+            for member in batch:
+                member.answer(2 * member.work)
+
+        async def ask(work: int) -> None:
+            assert await batcher.ask(work, 1) == 2 * work
+            ended.append(loop.time())
+
+        batcher: Batcher[int, int] = Batcher(run, window_s=WINDOW_S, gap_s=GAP_S)
+        asked = [asyncio.ensure_future(ask(1))]
+        await asyncio.sleep(1.0)
+        asked += [asyncio.ensure_future(ask(2))]
+        await asyncio.sleep(1.0)
+        batcher.let_others(members[1])
+        # Once is enough.
+        batcher.let_others(members[1])
+        await asyncio.sleep(1.0)
+        batcher.let_others(members[2])
+        idle, expected_s = batcher.idle, batcher.expected_s(1)
+        assert not idle
+        asked += [asyncio.ensure_future(ask(work)) for work in (3, 4, 5)]
+        await asyncio.sleep(1.0)
+        measured_s = batcher.expected_s(1)
+        await asyncio.gather(*asked)
+        assert batcher.idle
+        return ended, expected_s, measured_s
+
+    ended, expected_s, measured_s = run_virtually(overtaking())
+    assert ended == pytest.approx([3.01, 3.01, 3.01, 100.0, 102.0], abs=0.1)
+    assert expected_s == measured_s == 0.0
+
+
 def test_a_batch_that_answers_nobody_is_a_bug_that_nobody_hangs_on() -> None:
     async def forget(batch: Sequence[Member[int, int]]) -> None:
         return
