@@ -10,10 +10,12 @@ writes. A disk that is full or failing costs the memory across a restart and not
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +33,8 @@ DIGEST_BYTES = 16
 _HEAD = struct.Struct(f"<IIq{DIGEST_BYTES}s{DIGEST_BYTES}s")
 _CRC_BYTES = 4
 _SUFFIX = ".answers"
+
+Write = Callable[[int, bytes], int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +60,21 @@ class _Segment:
 
 
 class AnswerJournal:
-    """The segments of one replica in `folder`, at most `bytes_max` bytes and one segment more."""
+    """The segments of one replica in `folder`, at most `bytes_max` bytes and one segment more; `write` is that of `os`,
+    replaced in tests of disks."""
 
-    def __init__(self, folder: Path, bytes_max: int, *, segment_bytes_max: int = SEGMENT_BYTES_MAX) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        bytes_max: int,
+        *,
+        segment_bytes_max: int = SEGMENT_BYTES_MAX,
+        write: Write = os.write,
+    ) -> None:
         self._folder = folder
         self._bytes_max = bytes_max
         self._segment_bytes_max = segment_bytes_max
+        self._write = write
         self._segments: list[_Segment] = []
         self._begun_us = 0
         self._fd = -1
@@ -93,11 +106,11 @@ class AnswerJournal:
         data = struct.pack("<I", zlib.crc32(body)) + body
         try:
             self._open_segment(entry.answered_us, since_us)
-            if os.write(self._fd, data) < len(data):
-                # What follows half an entry could not be read.
-                self._close_segment()
+            if self._write(self._fd, data) < len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
-            self._close_segment()
+            # What follows half an entry could not be read.
+            self._give_segment_up()
             if not self._failing:
                 log.warning("answers_not_kept", error=error.strerror)
             self._failing = True
@@ -129,6 +142,15 @@ class AnswerJournal:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+    def _give_segment_up(self) -> None:
+        """Ends the segment after a failed write; one without a whole entry is removed, as the next write makes one."""
+        if self._fd < 0:
+            return
+        self._close_segment()
+        if not self._segments[-1].size:
+            with contextlib.suppress(OSError):
+                self._segments.pop().path.unlink(missing_ok=True)
 
     def _tidy(self, since_us: int) -> None:
         """Removes what is out of date or too much; no segment is open."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -243,6 +244,36 @@ async def test_segments_are_bounded_and_removed(tmp_path: Path) -> None:
     journal.close()
     again = AnswerJournal(tmp_path / "answers", 10_000)
     assert max(entry.answered_us for entry in again.read(0)) == 519
+
+
+@pytest.mark.parametrize("written", [0, 60, None])
+async def test_a_full_disk_leaves_no_heap_of_segments(tmp_path: Path, written: int | None) -> None:
+    """However many answers it cannot take, and whether it takes a part of them; with room again they are kept."""
+    full = False
+
+    def write(fd: int, data: bytes) -> int:
+        if not full:
+            return os.write(fd, data)
+        if written is None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return os.write(fd, data[:written])
+
+    folder = tmp_path / "answers"
+    journal = AnswerJournal(folder, 1 << 20, write=write)
+    assert list(journal.read(0)) == []
+
+    def keep(number: int) -> None:
+        journal.write(Entry(number.to_bytes(16, "big"), b"c" * 16, number, b"x" * 100), 0)
+
+    keep(0)
+    full = True
+    for number in range(1, 100):
+        keep(number)
+    assert len(list(folder.iterdir())) == 1
+    full = False
+    keep(100)
+    journal.close()
+    assert [entry.answered_us for entry in AnswerJournal(folder, 1 << 20).read(0)] == [0, 100]
 
 
 async def test_close_ends_what_runs(world: World) -> None:
