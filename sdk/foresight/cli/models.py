@@ -97,7 +97,8 @@ def deploy(
         list[str] | None,
         typer.Option(
             metavar="NAME=MODEL[:VERSION][@WEIGHT]",
-            help="Instead of one model: an arm and its weight, e.g. champion=late:3@90; may be repeated.",
+            help="Instead of one model: an arm and its weight, e.g. champion=late:3@90; may be repeated. One without a "
+            "weight is for testers who force it.",
         ),
     ] = None,
     shadow: Annotated[
@@ -106,7 +107,9 @@ def deploy(
             metavar="NAME=MODEL[:VERSION]", help="An arm that scores what others answer, for the log; may be repeated."
         ),
     ] = None,
-    salt: Annotated[str, typer.Option(help="Assigns entities to arms; another one assigns all anew.")] = "",
+    salt: Annotated[
+        str, typer.Option(help="Assigns entities to arms; another one assigns all anew; default: the present one.")
+    ] = "",
     wait_s: Annotated[float, typer.Option(min=0, help="Wait so long for the predictor to serve it.")] = 30.0,
     state: State = None,
     as_json: Json = False,

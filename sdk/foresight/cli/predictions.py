@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,9 +13,9 @@ import typer
 
 from foresight.cli.arguments import Json, State, open_client, parse_instant, parse_setting, parse_settings
 from foresight.cli.files import check_columns, read_file
-from foresight.cli.terminal import instant, plain, show, table, working
-from foresight.client import Client, DataType, Explanation, FeatureView, Field, Predictions
-from foresight.client.frames import EVENT_TIME
+from foresight.cli.terminal import instant, note, plain, show, table, working
+from foresight.client import Client, DataType, Explanation, FeatureView, Field, ForesightError, Predictions
+from foresight.client.frames import EVENT_TIME, Progress
 
 PANEL = "Predictions"
 ROWS_PER_CALL = 1_024
@@ -51,31 +52,35 @@ def predict(
         typer.Option("--explain", help="Say what each input of the model adds to the score, beginning at its base."),
     ] = False,
     arm: Annotated[str, typer.Option(help="Force this arm of the deployment, as testers do; for operators.")] = "",
+    request_id: Annotated[
+        str,
+        typer.Option(help="Names the request: repeated within 10 minutes it gets the first answer. Goes with --set."),
+    ] = "",
     state: State = None,
     as_json: Json = False,
 ) -> None:
     """Predict for one entity (--set) or for every row of a file (--rows)."""
     if bool(settings) == (rows is not None):
         raise typer.BadParameter("give either --set name=value … or --rows FILE")
+    if request_id and rows is not None:
+        raise typer.BadParameter("--request-id goes with --set; the rows of a file may be many requests")
     given = dict(parse_setting(setting) for setting in settings or ())
     with open_client(state) as client, working() as progress:
         fields = {field.name: field for field in _asked(client, deployment)}
+        ask = partial(client.predict, deployment, event_time=event_time, explain=explain, arm=arm)
         answers: Iterable[Predictions]
         if rows is None:
-            question = parse_settings(given, fields)
-            answers = [client.predict(deployment, question, event_time=event_time, explain=explain, arm=arm)]
+            answer = ask(parse_settings(given, fields), request_id=request_id)
+            if answer.repeated:
+                note("this request had been answered before; nothing was predicted anew")
+            answers = [answer]
         elif explain or arm:
-            questions = _slices(read_file(rows, fields.values()), EXPLAINED_PER_CALL if explain else ROWS_PER_CALL)
-            answers = (
-                client.predict(deployment, q, event_time=event_time, explain=explain, arm=arm) for q in questions
-            )
+            most = EXPLAINED_PER_CALL if explain else ROWS_PER_CALL
+            answers = map(ask, _slices(read_file(rows, fields.values()), most))
         else:
-            questions = _slices(read_file(rows, fields.values()))
+            questions = _slices(read_file(rows, fields.values()), ROWS_PER_CALL)
             answers = client.predict_stream(deployment, questions, event_time=event_time, in_flight=CALLS_AHEAD)
-        records: list[dict[str, Any]] = []
-        for answer in answers:
-            records += _records(answer)
-            progress("predicting", len(records))
+        records = _collected(answers, progress)
     drawn = [{**r, "missing": [_in_words(*m) for m in r["missing"].items()], **_drawn(r)} for r in records]
     show(as_json, records, table(drawn, "no rows"))
 
@@ -152,9 +157,24 @@ def _asked(client: Client, deployment: str) -> tuple[Field, ...]:
     return (*view.entity_keys, *view.request_features)
 
 
-def _slices(questions: pa.Table, rows: int = ROWS_PER_CALL) -> Iterator[pa.Table]:
+def _slices(questions: pa.Table, rows: int) -> Iterator[pa.Table]:
     for start in range(0, questions.num_rows, rows):
         yield questions.slice(start, rows)
+
+
+def _collected(answers: Iterable[Predictions], progress: Progress) -> list[dict[str, Any]]:
+    """The records of answers; when one is an error, those before it are said to be there."""
+    records: list[dict[str, Any]] = []
+    try:
+        for answer in answers:
+            records += _records(answer)
+            progress("predicting", len(records))
+    except ForesightError:
+        if records:
+            rows = f"{len(records):,}"
+            note(f"the first {rows} rows were answered, and are in the log; rows of the error are counted from there")
+        raise
+    return records
 
 
 def _records(answer: Predictions) -> Iterator[dict[str, Any]]:
@@ -198,7 +218,8 @@ def _in_words(feature: str, missing: dict[str, Any]) -> str:
     """A missing feature with why and what was done about it."""
     at = missing["last_known_at"]
     known = f" of {instant(at)}" if at is not None else ""
-    done = f", {missing['policy'].replace('_', ' ')}{known}" if missing["policy"] else ""
+    # NULL is what a missing value is anyway.
+    done = f", {missing['policy'].replace('_', ' ')}{known}" if missing["policy"] not in ("", "null") else ""
     return f"{feature} ({missing['status'].replace('_', ' ')}{done})"
 
 

@@ -363,6 +363,57 @@ def test_predict_asks_with_the_types_of_the_view(run: Run, deployed: FakeForesig
     assert request.event_time == encode_instant(NOON)
 
 
+def test_predict_says_a_missing_feature_once(run: Run, deployed: FakeForesight) -> None:
+    """With NULL there is nothing to add to why it is missing."""
+
+    def missing(policy: Any) -> prediction_pb2.MissingFeature:
+        return prediction_pb2.MissingFeature(feature="wind", status=online_pb2.FEATURE_STATUS_NULL, policy=policy)
+
+    def answer(policy: Any) -> prediction_pb2.PredictResponse:
+        return prediction_pb2.PredictResponse(
+            prediction_ids=["id"], model=ref("delays", 2), event_time=encode_instant(NOON), missing=[missing(policy)]
+        )
+
+    deployed.on("Predict", answer(registry_pb2.MISSING_POLICY_NULL), answer(registry_pb2.MISSING_POLICY_DEFAULT))
+    asked = ("predict", "live", "--set", "origin=123", "--set", "hour=17")
+    assert "wind (null)" in run(*asked).stdout
+    assert "wind (null, default)" in run(*asked).stdout
+
+
+def test_predict_names_its_request(run: Run, deployed: FakeForesight, file: Any) -> None:
+    """And says when the answer is that to an earlier one. The rows of a file are many requests."""
+    answer = prediction_pb2.PredictResponse(
+        prediction_ids=["id-0"], model=ref("delays", 2), event_time=encode_instant(NOON), repeated_answer=True
+    )
+    deployed.on("Predict", answer)
+    named = run("predict", "live", "--set", "origin=123", "--set", "hour=17", "--request-id", "order-7")
+    assert [r.request_id for r in deployed.requests("Predict")] == ["order-7"]
+    assert "had been answered before" in named.stderr
+    rows = file("ask.csv", "origin,hour\n123,17\n")
+    refused = run("predict", "live", "--rows", rows, "--request-id", "order-7")
+    assert refused.exit_code == 2
+    assert "--request-id goes with --set" in " ".join(refused.stderr.replace("│", " ").split())
+
+
+def test_predict_says_which_rows_of_a_file_were_answered_before_an_error(
+    run: Run, deployed: FakeForesight, file: Any
+) -> None:
+    answered = prediction_pb2.PredictResponse(
+        prediction_ids=[f"id-{row}" for row in range(1024)], model=ref("delays", 2), event_time=encode_instant(NOON)
+    )
+    failed = prediction_pb2.PredictStreamError(code=5, message="the feature wind of row 1 is NULL")
+    deployed.on(
+        "PredictStream",
+        prediction_pb2.PredictStreamResponse(response=answered),
+        prediction_pb2.PredictStreamResponse(error=failed),
+    )
+    result = run("predict", "live", "--rows", file("ask.csv", "origin,hour\n" + "123,17\n" * 1500))
+    assert result.exit_code == 1
+    assert "the first 1,024 rows were answered, and are in the log" in result.stderr
+    assert "counted from there" in result.stderr
+    assert "the feature wind of row 1 is NULL" in result.stderr
+
+
 def test_predict_explains_sixteen_rows_at_a_time(run: Run, deployed: FakeForesight, file: Any) -> None:
     """Drawn with the largest contribution first, what adds nothing left out; as JSON with all."""
 
