@@ -311,7 +311,12 @@ class Deployments:
                 if ref not in plans and (known := self._views.known(ref)) is not None:
                     plans[ref] = known
             sections = [self._source.pack(kept), *(self._packer.pack_view(p.view) for p in plans.values())]
-            await asyncio.to_thread(self._file.write, sections)
+            writing = asyncio.create_task(asyncio.to_thread(self._file.write, sections))
+            # A thread goes on when its caller is cancelled; what is written next must not be overwritten by it.
+            try:
+                await asyncio.shield(writing)
+            finally:
+                await asyncio.wait([writing])
 
     def _restore(self) -> Sequence[Deployment]:
         """The deployments of the file; their views are remembered."""

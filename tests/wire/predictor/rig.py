@@ -207,6 +207,7 @@ class Rig:
         lookup: Callable[[FeatureStoreClient], Lookup] = Lookup,
         explanations: Explanations | None = None,
         required: tuple[str, ...] = (),
+        serving_file: Callable[[Path], ServingFile] = ServingFile,
         **spool_options: Any,
     ) -> AsyncIterator[Replica]:
         """A predictor on the rig's folders; one at a time."""
@@ -227,7 +228,7 @@ class Rig:
             functions = TransformSet(modules)
             views = ViewCatalogue(features)
             models = ModelCache(ArtifactCache(self.folder / "cache/artifacts", trainer))
-            file = ServingFile(self.folder / "cache/serving")
+            file = serving_file(self.folder / "cache/serving")
             deployments = Deployments(trainer, features, views, models, functions, file, required=required)
             telemetry = Telemetry(metrics.registry)
             admission = Admission(queue_rows_max)

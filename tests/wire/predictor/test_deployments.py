@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import grpc
@@ -11,6 +13,7 @@ import pytest
 
 from foresight.predictor.v1 import prediction_pb2
 from foresight.values import Column, DataType, Field, Transform
+from services.predictor.serving_file import ServingFile
 from services.runtime.status import error_metadata
 from tests.wire.predictor.rig import (
     TRANSFORMS,
@@ -139,6 +142,48 @@ async def test_a_restarted_predictor_serves_without_trainer_and_registry(rig: Ri
         await rig.deploy_flights(2, bias=1.0)
         await rig.start("trainer")
         await until(lambda: states(replica)["late_flights"] == (2, ""))
+
+
+class SlowFile(ServingFile):
+    """Takes as long over one of its writes as it is told to."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.to_hold = 0
+        self.held, self.go_on = threading.Event(), threading.Event()
+
+    def write(self, sections: Sequence[bytes]) -> None:
+        self.to_hold -= 1
+        if not self.to_hold:
+            self.held.set()
+            assert self.go_on.wait(20)
+        super().write(sections)
+
+
+async def test_a_table_that_was_given_up_while_it_was_written_does_not_come_back(rig: Rig) -> None:
+    """What was wanted later is kept later, though the disk is slow: a restart serves that."""
+    files: list[SlowFile] = []
+
+    def slow_file(path: Path) -> SlowFile:
+        files.append(SlowFile(path))
+        return files[0]
+
+    async with rig.predictor(serving_file=slow_file) as replica:
+        await until(lambda: replica.deployments.ready)
+        # The first one of a change says what serves meanwhile, the second one what is loaded.
+        files[0].to_hold = 2
+        await rig.deploy_flights(2, bias=1.0)
+        await until(files[0].held.is_set)
+        await rig.deploy_flights(3, bias=2.0)
+        for _ in range(300):
+            if (await replica.stub.Predict(ask())).model.version == 3:
+                break
+        files[0].go_on.set()
+        await until(lambda: serves(replica, 3))
+    await rig.stop("trainer")
+    async with rig.predictor() as replica:
+        await until(lambda: replica.deployments.ready)
+        assert (await replica.stub.Predict(ask())).model.version == 3
 
 
 async def test_a_restart_that_is_cut_off_loses_no_view(rig: Rig) -> None:
