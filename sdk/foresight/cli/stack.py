@@ -1,9 +1,10 @@
-"""Commands that run the local stack: up, status, logs, down."""
+"""Commands that run the local stack: up, status, logs, restart, down."""
 
 from __future__ import annotations
 
 import asyncio
 import importlib.util
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -54,7 +55,7 @@ PipelineModules = Annotated[
 Detach = Annotated[bool, typer.Option("--detach", "-d", help="Return when the stack is ready; `down` stops it.")]
 Follow = Annotated[bool, typer.Option("--follow", "-f", help="Go on with new lines as they come.")]
 Lines = Annotated[int, typer.Option("--lines", "-n", min=0, help="Lines of the past to show.")]
-Service = Annotated[str | None, typer.Argument(help="E.g. predictor, postgres, gateway; default: all.")]
+Service = Annotated[str | None, typer.Argument(help="E.g. predictor, predictor-1, postgres, gateway; default: all.")]
 Programs = Annotated[
     list[str] | None,
     typer.Argument(
@@ -143,14 +144,16 @@ def logs(service: Service = None, state: State = None, follow: Follow = False, l
     folder = state_folder(state)
     files = {file.stem: file for file in sorted(folder.logs.glob("*.log"))}
     if service is not None:
-        if service not in files:
-            known = ", ".join(files) or "none yet"
+        known = ", ".join(files) or "none yet"
+        # A service that runs, or ran, in several processes has a log for each.
+        ours = re.compile(rf"{re.escape(service)}(-\d+)?")
+        files = {name: file for name, file in files.items() if ours.fullmatch(name)}
+        if not files:
             _fail(f"there is no log of {service!r} in {folder.logs}; there are: {known}")
-        files = {service: files[service]}
     width = max(map(len, files), default=0)
 
     def show_line(name: str, line: str) -> None:
-        typer.echo(line if service else f"{name:{width}} | {line}")
+        typer.echo(line if len(files) == 1 and service else f"{name:{width}} | {line}")
 
     for name, file in files.items():
         for line in tail(file, lines):
