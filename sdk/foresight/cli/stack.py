@@ -142,7 +142,7 @@ def logs(service: Service = None, state: State = None, follow: Follow = False, l
     from deploy.local.state import state_folder
 
     folder = state_folder(state)
-    files = {file.stem: file for file in sorted(folder.logs.glob("*.log"))}
+    files = {file.stem: file for file in sorted(folder.logs.glob("*.log"), key=lambda file: file.stem)}
     if service is not None:
         known = ", ".join(files) or "none yet"
         # A service that runs, or ran, in several processes has a log for each.
