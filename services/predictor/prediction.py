@@ -375,7 +375,12 @@ class Predictor:
     def _score(
         self, batch: Sequence[_Member], questions: Questions, vectors: Vectors
     ) -> tuple[Outcomes, list[_Recorded]]:
-        """Everything between look-up and spool; pure but for ids and clock, so that it may run in any thread."""
+        """Everything between look-up and spool; pure but for ids and clock, so that it may run in any thread.
+
+        Nothing for a batch that waited for its thread until nobody waits for it: others wait for the thread.
+        """
+        if not any(member.waits for member in batch):
+            return Outcomes((), {}), []
         outcomes = self._scoring.score_apart(batch[0].work.served, questions, vectors)
         records: list[_Recorded] = []
         for scored, positions in outcomes.scored:
