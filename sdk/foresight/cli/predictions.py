@@ -54,7 +54,7 @@ def predict(
     arm: Annotated[str, typer.Option(help="Force this arm of the deployment, as testers do; for operators.")] = "",
     request_id: Annotated[
         str,
-        typer.Option(help="Names the request: repeated within 10 minutes it gets the first answer. Goes with --set."),
+        typer.Option(help="Names the request: the same one again within 10 minutes gets the first answer."),
     ] = "",
     state: State = None,
     as_json: Json = False,
@@ -62,24 +62,25 @@ def predict(
     """Predict for one entity (--set) or for every row of a file (--rows)."""
     if bool(settings) == (rows is not None):
         raise typer.BadParameter("give either --set name=value … or --rows FILE")
-    if request_id and rows is not None:
-        raise typer.BadParameter("--request-id goes with --set; the rows of a file may be many requests")
     given = dict(parse_setting(setting) for setting in settings or ())
     with open_client(state) as client, working() as progress:
         fields = {field.name: field for field in _asked(client, deployment)}
         ask = partial(client.predict, deployment, event_time=event_time, explain=explain, arm=arm)
-        answers: Iterable[Predictions]
+        answers: Iterator[Predictions]
         if rows is None:
-            answer = ask(parse_settings(given, fields), request_id=request_id)
-            if answer.repeated:
-                note("this request had been answered before; nothing was predicted anew")
-            answers = [answer]
+            answers = iter([ask(parse_settings(given, fields), request_id=request_id)])
         elif explain or arm:
             most = EXPLAINED_PER_CALL if explain else ROWS_PER_CALL
-            answers = map(ask, _slices(read_file(rows, fields.values()), most))
+            questions = enumerate(_slices(read_file(rows, fields.values()), most))
+            # As a stream names its requests.
+            answers = (ask(part, request_id=f"{request_id}/{n}" if request_id else "") for n, part in questions)
         else:
-            questions = _slices(read_file(rows, fields.values()), ROWS_PER_CALL)
-            answers = client.predict_stream(deployment, questions, event_time=event_time, in_flight=CALLS_AHEAD)
+            answers = client.predict_stream(
+                *(deployment, _slices(read_file(rows, fields.values()), ROWS_PER_CALL)),
+                event_time=event_time,
+                request_id=request_id,
+                in_flight=CALLS_AHEAD,
+            )
         records = _collected(answers, progress)
     drawn = [{**r, "missing": [_in_words(*m) for m in r["missing"].items()], **_drawn(r)} for r in records]
     show(as_json, records, table(drawn, "no rows"))
@@ -163,17 +164,23 @@ def _slices(questions: pa.Table, rows: int) -> Iterator[pa.Table]:
 
 
 def _collected(answers: Iterable[Predictions], progress: Progress) -> list[dict[str, Any]]:
-    """The records of answers; when one is an error, those before it are said to be there."""
+    """The records of answers. Says which had been given before and, when one is an error, which are there."""
     records: list[dict[str, Any]] = []
+    repeated = 0
     try:
         for answer in answers:
             records += _records(answer)
+            repeated += len(answer) if answer.repeated else 0
             progress("predicting", len(records))
     except ForesightError:
         if records:
             rows = f"{len(records):,}"
             note(f"the first {rows} rows were answered, and are in the log; rows of the error are counted from there")
         raise
+    if repeated:
+        note(
+            f"{repeated:,} of {len(records):,} had been answered before, to the same --request-id; nothing was repeated"
+        )
     return records
 
 

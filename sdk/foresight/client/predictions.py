@@ -195,6 +195,8 @@ class PredictionCalls(Calls):
         FailedPrecondition for a model that was trained before models carried example rows.
 
         Operators may force an `arm`, as testers do; PermissionDenied for others, NotFound for an arm that is not there.
+
+        `timeout_s` is for one attempt; what finds nobody is tried again for as long as the client's `retry_s` says.
         """
         request = encode_request(deployment, rows, event_time, request_id, explain=explain)
         headers = request_headers(request_id)

@@ -380,19 +380,24 @@ def test_predict_says_a_missing_feature_once(run: Run, deployed: FakeForesight) 
     assert "wind (null, default)" in run(*asked).stdout
 
 
-def test_predict_names_its_request(run: Run, deployed: FakeForesight, file: Any) -> None:
-    """And says when the answer is that to an earlier one. The rows of a file are many requests."""
-    answer = prediction_pb2.PredictResponse(
-        prediction_ids=["id-0"], model=ref("delays", 2), event_time=encode_instant(NOON), repeated_answer=True
-    )
+def test_predict_names_its_requests(run: Run, deployed: FakeForesight, file: Any) -> None:
+    """Those for the rows of a file by number; and says how many answers are those to earlier ones."""
+
+    def answer(request: Any) -> prediction_pb2.PredictResponse:
+        n = len(decode_column(request.columns[0]))
+        return prediction_pb2.PredictResponse(
+            prediction_ids=["id"] * n, model=ref("delays", 2), event_time=encode_instant(NOON), repeated_answer=n == 1
+        )
+
     deployed.on("Predict", answer)
-    named = run("predict", "live", "--set", "origin=123", "--set", "hour=17", "--request-id", "order-7")
-    assert [r.request_id for r in deployed.requests("Predict")] == ["order-7"]
-    assert "had been answered before" in named.stderr
-    rows = file("ask.csv", "origin,hour\n123,17\n")
-    refused = run("predict", "live", "--rows", rows, "--request-id", "order-7")
-    assert refused.exit_code == 2
-    assert "--request-id goes with --set" in " ".join(refused.stderr.replace("│", " ").split())
+    deployed.on("PredictStream", lambda m: prediction_pb2.PredictStreamResponse(response=answer(m.request)))
+    named = run("predict", "live", "--set", "origin=123", "--set", "hour=17", "--request-id", "o7")
+    assert "1 of 1 had been answered before" in named.stderr
+    rows = file("ask.csv", "origin,hour\n" + "123,17\n" * 1025)
+    assert "1 of 1,025 had been answered before" in run("predict", "live", "--rows", rows, "--request-id", "o8").stderr
+    run("predict", "live", "--rows", rows, "--request-id", "o9", "--arm", "next")
+    assert [r.request_id for r in deployed.requests("Predict")] == ["o7", "o9/0", "o9/1"]
+    assert [m.request.request_id for m in deployed.requests("PredictStream")] == ["o8/0", "o8/1"]
 
 
 def test_predict_says_which_rows_of_a_file_were_answered_before_an_error(
