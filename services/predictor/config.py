@@ -16,8 +16,8 @@ from services.runtime.settings import ServiceSettings, SocketAddress, SocketAddr
 SPOOL_BYTES_MAX = 1 << 30
 REPEATS_BYTES_MAX = 64 << 20
 FORMER_REPLICAS_MAX = 16
-# At a thousand and more a second these wait for a tenth of a second.
-PENDING_CALLS_MAX = 128
+# At two thousand and more a second these wait for a tenth of a second.
+PENDING_CALLS_MAX = 256
 
 
 class PredictorSettings(ServiceSettings):

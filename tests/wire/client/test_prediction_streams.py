@@ -166,7 +166,8 @@ def test_a_call_that_breaks_goes_on_where_it_was(client: Client, fake: FakeFores
     assert sorted(set(asked)) == list(range(20))
     assert [asked.count(hour) for hour in (3, 7)] == [2, 3]
     assert {m.request.request_id for m in fake.requests("PredictStream")} == {f"run/{i}" for i in range(20)}
-    assert len(pauses.all) == 3
+    # Once per break at least: a call may end before the answers that it had are read.
+    assert len(pauses.all) >= 3
 
 
 def test_a_service_that_stays_away_is_given_up(client: Client, fake: FakeForesight, pauses: Pauses) -> None:
