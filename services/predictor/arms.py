@@ -159,7 +159,7 @@ def merged(answers: Sequence[Answer], rows: Sequence[Sequence[int]]) -> Answer:
         missing=sorted(missing, key=lambda m: m.row),
         explanation=_merged_explanation([a.explanation for a in answers], places),
         arms=tuple(chain.from_iterable(a.arms for a in answers)),
-        unrecorded=b"",
+        unrecorded=None,
     )
 
 

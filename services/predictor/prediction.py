@@ -92,6 +92,15 @@ class AnsweredRows:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Unrecorded:
+    """The record of an answer that its caller has yet to have written; what it counts for then. `started` as below."""
+
+    payload: bytes
+    served: Served
+    started: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Answer:
     """What the client gets; `repeated`: it was given before, to an earlier request of the same name.
 
@@ -107,7 +116,7 @@ class Answer:
     repeated: bool = False
     explanation: Explanation | None = None
     arms: tuple[AnsweredRows, ...] = ()
-    unrecorded: bytes = b""
+    unrecorded: Unrecorded | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -206,29 +215,32 @@ class Predictor:
         """
         started = time.perf_counter()
         served = request.served or self._table.serving(request.deployment)
-        name = served.deployment.name
         if not served.tally.tracked:
             self._telemetry.begun(served)
         try:
-            question = self._check(request, served)
-            asked = _Asked(request, served, question, started)
+            asked = _Asked(request, served, self._check(request, served), started)
             answer = await (self._answer_explained(asked) if request.explain else self._answer(asked))
         except BaseException as error:
-            self._telemetry.failed(name, error)
-            served.tally.failed(time.perf_counter() - started, code_name_of(error))
+            self._count_failure(served, error, started)
             raise
-        self._telemetry.answered(name, question.rows)
-        if answer.missing:
-            self._telemetry.missing(name, answer.missing)
-        served.tally.answered(question.rows, time.perf_counter() - started, self._clock())
+        if answer.unrecorded is None:
+            self._count(served, answer, started)
         return answer
 
     async def record(self, parts: Sequence[Answer]) -> None:
         """Writes the records of answers to requests that are `held`, all or none. Raises SpoolFull."""
-        with self._telemetry.stage("spool"):
-            self._spool.append_all([(answer.unrecorded, len(answer.prediction_ids)) for answer in parts])
-            if self._fsync:
-                await asyncio.to_thread(self._spool.sync)
+        unrecorded = [(answer, answer.unrecorded) for answer in parts if answer.unrecorded is not None]
+        try:
+            with self._telemetry.stage("spool"):
+                self._spool.append_all([(left.payload, len(answer.prediction_ids)) for answer, left in unrecorded])
+                if self._fsync:
+                    await asyncio.to_thread(self._spool.sync)
+        except BaseException as error:
+            for _, left in unrecorded:
+                self._count_failure(left.served, error, left.started)
+            raise
+        for answer, left in unrecorded:
+            self._count(left.served, answer, left.started)
 
     async def score_beside(self, request: Request) -> None:
         """Predicts and records for a shadow: past the admission and the counts of those whom somebody waits for.
@@ -243,6 +255,18 @@ class Predictor:
             await self._batcher(asked.together).ask(asked, asked.question.rows, request.remaining_s)
         except Expired as expired:
             raise Unavailable("the shadow was not scored in time") from expired
+
+    def _count(self, served: Served, answer: Answer, started: float) -> None:
+        """Counts predictions that are recorded."""
+        name, rows = served.deployment.name, len(answer.prediction_ids)
+        self._telemetry.answered(name, rows)
+        if answer.missing:
+            self._telemetry.missing(name, answer.missing)
+        served.tally.answered(rows, time.perf_counter() - started, self._clock())
+
+    def _count_failure(self, served: Served, error: BaseException, started: float) -> None:
+        self._telemetry.failed(served.deployment.name, error)
+        served.tally.failed(time.perf_counter() - started, code_name_of(error))
 
     def _check(self, request: Request, served: Served) -> Question:
         if request.given:
@@ -454,7 +478,8 @@ class _Recorded:
         if len(self.payload) > RECORD_BYTES_MAX:
             self.member.fail(_too_large(self))
         else:
-            self.member.answer(replace(self.answer, unrecorded=self.payload))
+            asked = self.member.work
+            self.member.answer(replace(self.answer, unrecorded=Unrecorded(self.payload, asked.served, asked.started)))
         return True
 
 

@@ -172,6 +172,25 @@ async def test_a_request_whose_part_fails_leaves_nothing_behind(rig: Rig, replic
     await replica.stub.Predict(ask(row, carrier=carriers.take(list(range(row)))))
 
 
+async def test_parts_count_as_answered_when_they_are_recorded(rig: Rig) -> None:
+    """And not when there is no room for their records."""
+    carriers = entities(rig)
+    await rig.deploy_flights()
+    for bytes_max, outcome, count in ((100, "spool_full", 2), (1 << 20, "answered", N)):
+        async with rig.predictor(bytes_max=bytes_max) as replica:
+            await deploy(rig, replica, arm("champion", 1, 70), arm("challenger", 2, 30))
+            call = replica.stub.Predict(ask(N, carrier=carriers))
+            if outcome == "answered":
+                await call
+            else:
+                assert (await refused(call)).code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            read = replica.metrics.registry.get_sample_value
+            labels = {"deployment": "late_flights"}
+            other = {"answered": "spool_full", "spool_full": "answered"}[outcome]
+            assert read("foresight_predictor_predictions_total", labels | {"outcome": outcome}) == count
+            assert not read("foresight_predictor_predictions_total", labels | {"outcome": other})
+
+
 async def test_missing_features_are_told_by_row_of_the_request(rig: Rig, replica: Replica) -> None:
     carriers = entities(rig, 40)
     await deploy(rig, replica, arm("champion", 1, 1), arm("challenger", 2, 1))
