@@ -276,8 +276,8 @@ class _Asking:
             if known:
                 raise known.pop()
             timeout_s = min(PREDICT_S, self._remaining_s() or PREDICT_S)
-            headers = request_headers(question.request_id)
-            return self._connection.call_once(self._stub.Predict, question, timeout_s, headers)
+            # With the stream's own, so that the replica answers that a repeat of the stream will meet.
+            return self._connection.call_once(self._stub.Predict, question, timeout_s, self._headers)
 
         try:
             return self._connection.retry.run(ask)

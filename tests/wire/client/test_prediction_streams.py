@@ -193,6 +193,15 @@ def test_what_finds_a_service_away_is_asked_again_by_itself(
     assert [hours_of(r) for r in fake.requests("Predict")] == [[2], [2], [4]]
 
 
+def test_what_is_asked_again_meets_the_replica_of_its_stream(client: Client, fake: FakeForesight) -> None:
+    """A repeat of the stream asks that one, and gets the answer that was given there."""
+    fake.on("PredictStream", refused(errors.Unavailable("the feature store does not answer")))
+    fake.on("Predict", prediction_pb2.PredictResponse(prediction_ids=["again"]))
+    list(client.predict_stream("delays", hours(2), request_id="run"))
+    assert [r.request_id for r in fake.requests("Predict")] == ["run/0", "run/1"]
+    assert fake.headers["Predict"]["x-foresight-request-id"] == "run"
+
+
 def test_a_limit_that_waiting_does_not_mend_is_an_error(client: Client, fake: FakeForesight, pauses: Pauses) -> None:
     fake.on("PredictStream", refused(errors.LimitExceeded("too large", limit="bytes")))
     [error] = client.predict_stream("delays", hours(1), errors="yield")
