@@ -60,7 +60,7 @@ def show(as_json: bool, data: Any, *lines: RenderableType) -> None:
 def table(
     rows: Sequence[Mapping[str, Any]], empty: str, *, narrower: Sequence[Mapping[str, Any]] = ()
 ) -> RenderableType:
-    """A table with a column per key of the first row; `empty` says what to do when there are none.
+    """A table with a column per key that any row has; `empty` says what to do when there are none.
 
     Lists may fold; everything else stays whole, and where that is too wide the rows of `narrower` say the same with
     less; where they are too wide too, there is a block of lines per row instead.
@@ -86,15 +86,16 @@ class _Rows:
 
     def _as_table(self, rows: Sequence[Mapping[str, Any]]) -> Table:
         drawn = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-        for name in rows[0]:
-            values = [row[name] for row in rows]
+        names = _names(rows)
+        for name in names:
+            values = [row.get(name) for row in rows]
             numeric = all(isinstance(value, int | float | None) and not isinstance(value, bool) for value in values)
             # Lists may fold, down to a width that can still be read.
             longest = max(_width(text) for text in (_head(name), *map(_cell, values)))
             width = min(longest, _FOLDED_COLUMNS_MIN) if any(map(_is_list, values)) else longest
             drawn.add_column(_head(name), justify="right" if numeric else "left", min_width=width, overflow="fold")
         for row in rows:
-            drawn.add_row(*(_cell(value) for value in row.values()))
+            drawn.add_row(*(_cell(row.get(name)) for name in names))
         return drawn
 
     def _as_blocks(self) -> Table:
@@ -105,6 +106,23 @@ class _Rows:
             for name, value in row.items():
                 drawn.add_row(f"[bold]{_head(name)}[/]", _cell(value))
         return drawn
+
+
+def _names(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The keys of all rows; one that only some have stands behind the one before it there."""
+    names: dict[str, None] = {}
+    for row in rows:
+        if row.keys() <= names.keys():
+            continue
+        ordered, place = list(names), 0
+        for name in row:
+            if name in names:
+                place = ordered.index(name) + 1
+            else:
+                ordered.insert(place, name)
+                place += 1
+        names = dict.fromkeys(ordered)
+    return list(names)
 
 
 def plain(value: Any) -> Any:

@@ -107,6 +107,20 @@ def test_lists_fold_before_a_table_gives_up() -> None:
     assert drawn.splitlines()[0].split() == ["name", "features"]
 
 
+def test_columns_that_only_some_rows_have_stand_where_those_have_them() -> None:
+    """Predictions from before a deployment had arms beside later ones, say; a block of lines shows what is there."""
+    rows: list[dict[str, Any]] = [{"id": 1, "late": True}, {"id": 2, "arm": "next", "late": False, "why": "x"}]
+    for each in (rows, rows[::-1]):
+        drawn = [line.split() for line in _drawn(table(each, "")).splitlines()]
+        assert drawn[0] == ["id", "arm", "late", "why"]
+        assert sorted(drawn[2:]) == [["1", "—", "yes", "—"], ["2", "next", "no", "x"]]
+    assert [line.split() for line in _drawn(table(rows, ""), width=14).splitlines()[:3]] == [
+        ["id", "1"],
+        ["late", "yes"],
+        [],
+    ]
+
+
 def test_cells_show_what_people_read() -> None:
     row = {
         "n": 1234567,
