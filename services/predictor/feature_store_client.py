@@ -64,7 +64,8 @@ class FeatureStoreClient:
             answer = await self._look_up(request, timeout=timeout_s)
         try:
             return self._reader.read(view, len(event_time_micros), answer)
-        except DecodeError as error:
+        except (DecodeError, InvalidValue) as error:
+            # Neither is the fault of whoever asked for a prediction.
             raise Unavailable("the feature store's answer cannot be read", upstream=_NAME) from error
 
     async def replay(

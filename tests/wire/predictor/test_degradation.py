@@ -203,6 +203,15 @@ async def test_an_error_is_not_an_absence(rig: Rig, careful: Replica) -> None:
     assert not (await careful.stub.Predict(ask_carefully("AA"))).missing
 
 
+async def test_an_answer_that_cannot_be_read_is_none(rig: Rig, careful: Replica) -> None:
+    """It is the feature store's fault, not that of the caller."""
+    rig.features.garbled = True
+    error = await failure(careful.stub.Predict(ask()))
+    assert error.code() is grpc.StatusCode.UNAVAILABLE
+    assert error_metadata(error)["upstream"] == "feature store"
+    assert shown(await careful.stub.Predict(ask_carefully("AA"))) == GONE
+
+
 async def test_whoever_has_little_time_is_answered_without_waiting_for_the_others(rig: Rig, careful: Replica) -> None:
     """The store is slow: of a batch, a caller with a short deadline is answered within it, without the store."""
     await silent(rig)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -45,6 +46,8 @@ class FeatureStore(online_pb2_grpc.OnlineFeatureServiceServicer, registry_pb2_gr
         self.types: dict[str, Any] = {}
         self.applied_commit = 7
         self.away = False
+        # Whether it answers numbers that are none.
+        self.garbled = False
         self.error: Exception | None = None
         self.hold: asyncio.Event | None = None
         # The view whose look-ups wait; '' means all.
@@ -69,7 +72,10 @@ class FeatureStore(online_pb2_grpc.OnlineFeatureServiceServicer, registry_pb2_gr
             raise Unavailable("the online store does not answer")
         if self.error is not None:
             raise self.error
-        return online_pb2.GetFeatureVectorsResponse(vectors=self._vectors(request))
+        vectors = self._vectors(request)
+        if self.garbled:
+            vectors.features[0].column.float64_values.values[0] = math.nan
+        return online_pb2.GetFeatureVectorsResponse(vectors=vectors)
 
     async def ReplayFeatureVectors(self, request: Any, context: Any) -> online_pb2.ReplayFeatureVectorsResponse:
         assert request.applied_commit <= self.applied_commit
