@@ -111,6 +111,10 @@ class Repeats:
             _check_same(running.content, content)
             # Neither its error nor its end by cancellation is this caller's, and this caller's end is not its.
             await asyncio.wait([running.task])
+            if not running.task.cancelled() and running.task.exception() is None:
+                # Not from memory: it may have been too large for that.
+                self._on_repeat()
+                return replace(running.task.result(), repeated=True)
         task = asyncio.create_task(self._answer(key, content, request))
         self._running[key] = _Running(content, task)
         # Not by the task itself: one that is cancelled before it begins never runs.
@@ -147,6 +151,9 @@ class Repeats:
         return self._known.get(key)
 
     def _keep(self, entry: Entry) -> None:
+        if _bytes_of(entry) > self._bytes_max:
+            # All others would have to go for it, and it would not stay either.
+            return
         earlier = self._known.pop(entry.key, None)
         if earlier is not None:
             self._bytes -= _bytes_of(earlier)

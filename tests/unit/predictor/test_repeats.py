@@ -186,6 +186,23 @@ async def test_memory_is_bounded_and_the_oldest_go_first(world: World) -> None:
     assert not (await repeats.predict(question("r0"))).repeated
 
 
+async def test_an_answer_that_is_too_large_to_remember_is_shared_and_displaces_nobody(world: World) -> None:
+    """By those who ask while it is made; later it is unknown, and the small ones are not."""
+    repeats = world.open(bytes_max=1_000)
+    await repeats.predict(question("small"))
+    world.gate.clear()
+    large = Column.build("flight", DataType.INT64, list(range(500)))
+    callers = [asyncio.ensure_future(repeats.predict(question("large", columns={"flight": large}))) for _ in range(3)]
+    await asyncio.sleep(0)
+    world.gate.set()
+    answers = await asyncio.gather(*callers)
+    assert len({answer.prediction_ids for answer in answers}) == 1
+    assert [answer.repeated for answer in answers] == [False, True, True]
+    assert world.asked == ["small", "large"]
+    assert (await repeats.predict(question("small"))).repeated
+    assert not (await repeats.predict(question("large", columns={"flight": large}))).repeated
+
+
 async def test_a_restart_remembers(world: World) -> None:
     repeats = world.open()
     first = await repeats.predict(question())
