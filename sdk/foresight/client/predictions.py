@@ -248,7 +248,8 @@ class PredictionCalls(Calls):
             logged = read_rows(self._connection, request, progress, timeout_s)
         except NotFound:
             raise NotFound(
-                f"no predictions of the view {described.name} v{described.version} are in the log yet"
+                f"no predictions of the view {described.name} v{described.version} are in the log yet;"
+                " they come about a second after their answers"
             ) from None
         if deployment is not None:
             logged = logged.filter(pc.equal(logged["log_deployment"], deployment))
