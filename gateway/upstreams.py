@@ -20,7 +20,10 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bounds per connection and per service; what exceeds the latter is answered UNAVAILABLE."""
+    """Bounds per connection and per service; what exceeds the latter is answered UNAVAILABLE.
+
+    For a service of several processes, calls that name their request are bounded by themselves, by as much again.
+    """
 
     connection_buffer_bytes: int = 1 << 20
     stream_window_bytes: int = 1 << 20
