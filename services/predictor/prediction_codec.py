@@ -10,10 +10,10 @@ from foresight.types.v1 import types_pb2
 from foresight.values import InvalidValue
 from foresight.wire import decode_columns, decode_optional_instant, encode_column, encode_instant
 from services.predictor.explaining import Explanation
-from services.predictor.plans import ViewPlan
 from services.predictor.policies import Missing
 from services.predictor.prediction import Answer, Request
 from services.predictor.questions import ROWS_MAX
+from services.predictor.serving import ServedArms
 from services.predictor.streams import size_of_rows
 from services.predictor.struct_codec import FIELDS_MAX, decode_rows, encode_rows
 from services.predictor.versions import VersionRef
@@ -59,9 +59,13 @@ def size_of_request(message: prediction_pb2.PredictStreamRequest) -> int:
 
 
 def decode_rows_request(
-    request: prediction_pb2.PredictRowsRequest, plan: ViewPlan, asker: Asker, remaining_s: float | None
+    request: prediction_pb2.PredictRowsRequest, serving: ServedArms, asker: Asker, remaining_s: float | None
 ) -> Request:
-    """What is asked with rows of JSON, whose values are of the view's types. Raises InvalidValue."""
+    """What is asked with rows of JSON, whose values are of the view's types, of those who have that view.
+
+    Raises InvalidValue.
+    """
+    plan = serving.first.plan
     return Request(
         deployment=request.deployment,
         columns=decode_rows(request.rows, (*plan.keys, *plan.request_features)),
@@ -71,7 +75,9 @@ def decode_rows_request(
         remaining_s=remaining_s,
         client_request_id=request.request_id,
         explain=request.explain,
+        served=None if serving.several or asker.arm else serving.first,
         forced_arm=asker.arm,
+        serving=serving,
     )
 
 

@@ -67,11 +67,11 @@ class PredictionServicer(prediction_pb2_grpc.PredictionServiceServicer):
         self, request: prediction_pb2.PredictRowsRequest, context: Context
     ) -> prediction_pb2.PredictRowsResponse:
         """See the proto. Many rows are read and written in a thread, as each of their values is an object."""
-        asker, plan = _asker(context), self._deployments.serving(request.deployment).plan
+        asker, serving = _asker(context), self._deployments.arms(request.deployment)
         if len(request.rows) <= ROWS_ON_LOOP_MAX:
-            asked = decode_rows_request(request, plan, asker, context.time_remaining())
+            asked = decode_rows_request(request, serving, asker, context.time_remaining())
             return encode_rows_answer(await self._predictor.predict(asked))
-        asked = await asyncio.to_thread(decode_rows_request, request, plan, asker, context.time_remaining())
+        asked = await asyncio.to_thread(decode_rows_request, request, serving, asker, context.time_remaining())
         return await asyncio.to_thread(encode_rows_answer, await self._predictor.predict(asked))
 
     async def PredictStream(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import grpc
@@ -15,7 +17,7 @@ from hypothesis import strategies as st
 from foresight.predictor.v1 import prediction_pb2
 from foresight.values import Column, DataType, FeatureView, Field
 from foresight.wire import encode_column, encode_instant
-from tests.wire.predictor.rig import NOW, Replica, Rig, artifact, ask, model_version, running_rig, until
+from tests.wire.predictor.rig import NOW, Replica, Rig, artifact, ask, flight_view, model_version, running_rig, until
 from tests.wire.predictor.test_predictor_refusals import details
 
 TYPED = FeatureView(
@@ -252,3 +254,50 @@ def _varint(number: int) -> bytes:
         data.append(number & 127 | 128)
         number >>= 7
     return bytes([*data, number])
+
+
+class HoldsNext(ThreadPoolExecutor):
+    """Begins the work that it gets next when it is told to, all other at once."""
+
+    def __init__(self) -> None:
+        super().__init__(4)
+        self.next_waits = False
+        self.begun, self.go_on = threading.Event(), threading.Event()
+
+    def submit(self, work: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        if not self.next_waits:
+            return super().submit(work, *args, **kwargs)
+        self.next_waits = False
+
+        def later() -> Any:
+            self.begun.set()
+            assert self.go_on.wait(20)
+            return work(*args, **kwargs)
+
+        return super().submit(later)
+
+
+async def test_rows_are_asked_of_the_version_whose_types_they_were_read_as(rig: Rig, replica: Replica) -> None:
+    """Though another one serves when they are read: its view has a number where the rows have a text."""
+    await replica.stub.Predict(ask())
+    await until(lambda: not replica.spool.pending)
+    fields = {f.name: f for f in flight_view().features} | {"route": Field("route", DataType.INT64)}
+    view = flight_view(version=4, request_features=(fields["hour"], fields["route"]), features=tuple(fields.values()))
+    rig.features.views[(view.name, view.version)] = view
+    rig.trainer.register(model_version(2, view=view), artifact(1.0))
+    row = {"carrier": "AA", "origin": "JFK", "hour": 1.0, "route": "jfk-lax"}
+    request = prediction_pb2.PredictRowsRequest(deployment="late_flights", rows=[struct(row)] * 100)
+    # The loop shuts it down.
+    threads = HoldsNext()
+    asyncio.get_running_loop().set_default_executor(threads)
+    threads.next_waits = True
+    call = asyncio.ensure_future(replica.stub.PredictRows(request))
+    try:
+        await until(threads.begun.is_set)
+        await rig.trainer.deploy("late_flights", "late", 2)
+        await until(lambda: replica.deployments.serving("late_flights").deployment.version.model.version == 2)
+    finally:
+        threads.go_on.set()
+    answer = await call
+    assert {r.model.version for r in answer.rows} == {1}
+    assert len(answer.rows) == 100
