@@ -22,16 +22,17 @@ def scored(replica: Replica) -> float:
 async def test_what_nobody_waits_for_any_more_is_not_scored(rig: Rig, replica: Replica) -> None:
     """Threads are few: work of callers who ran out of time must not keep them from those who still wait."""
     go_on = threading.Event()
-    with ThreadPoolExecutor(1) as threads:
-        asyncio.get_running_loop().set_default_executor(threads)
-        threads.submit(go_on.wait, 20)
-        try:
-            calls = [replica.stub.Predict(ask(ROWS), timeout=0.3) for _ in range(5)]
-            for call in await asyncio.gather(*calls, return_exceptions=True):
-                assert isinstance(call, grpc.aio.AioRpcError)
-            await until(lambda: replica.predictor.admitted_rows == 0)
-        finally:
-            go_on.set()
-        await replica.stub.Predict(ask(ROWS))
-        assert scored(replica) == 1
-        await until(lambda: replica.predictor.idle)
+    # The loop shuts it down.
+    threads = ThreadPoolExecutor(1)
+    asyncio.get_running_loop().set_default_executor(threads)
+    threads.submit(go_on.wait, 20)
+    try:
+        calls = [replica.stub.Predict(ask(ROWS), timeout=0.3) for _ in range(5)]
+        for call in await asyncio.gather(*calls, return_exceptions=True):
+            assert isinstance(call, grpc.aio.AioRpcError)
+        await until(lambda: replica.predictor.admitted_rows == 0)
+    finally:
+        go_on.set()
+    await replica.stub.Predict(ask(ROWS))
+    assert scored(replica) == 1
+    await until(lambda: replica.predictor.idle)
