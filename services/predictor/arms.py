@@ -93,15 +93,22 @@ class Arms:
         parts = [(_part(request, arm, rows, question.rows), arm, rows) for arm, rows in chosen]
         if len(parts) == 1:
             return await self._ask(*parts[0][:2])
-        tasks = [asyncio.ensure_future(self._ask_part(part, arm, rows)) for part, arm, rows in parts]
+        if request.explain:
+            # One after the other, as explanations are made: a request takes one of their few places however many arms.
+            answers = [await self._ask_part(*part) for part in parts]
+        else:
+            answers = await self._ask_all(parts)
+        await self._predictor.record(answers)
+        return merged(answers, [rows for _, _, rows in parts])
+
+    async def _ask_all(self, parts: Sequence[tuple[Request, ServedArm, Sequence[int]]]) -> list[Answer]:
+        tasks = [asyncio.ensure_future(self._ask_part(*part)) for part in parts]
         try:
-            answers = await asyncio.gather(*tasks)
+            return await asyncio.gather(*tasks)
         except BaseException:
             for task in tasks:
                 task.cancel()
             raise
-        await self._predictor.record(answers)
-        return merged(answers, [rows for _, _, rows in parts])
 
     async def _ask(self, request: Request, arm: ServedArm) -> Answer:
         answer = await self._predictor.predict(request)

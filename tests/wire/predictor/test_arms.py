@@ -16,6 +16,7 @@ from foresight.trainer.v1 import model_registry_pb2
 from foresight.types.v1 import types_pb2
 from foresight.values import Column, DataType
 from services.predictor.assignment import Assignment
+from services.predictor.explaining import EXPLANATIONS_MAX
 from tests.wire.predictor.inference_requests import features_of, infer, keys_of
 from tests.wire.predictor.rig import MODEL_INPUTS, NOW, Replica, Rig, artifact, ask, micros, model_version, until
 from tests.wire.predictor.test_model_life import checked
@@ -260,6 +261,27 @@ async def test_explanations_are_put_together(rig: Rig) -> None:
         too_many = ask(17, carrier=entities(rig, 17))
         too_many.explain = True
         assert (await refused(replica.stub.Predict(too_many))).code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_a_request_over_many_arms_is_explained(rig: Rig) -> None:
+    """More than explanations may be under way at once."""
+    arms = 12
+    carriers = entities(rig, 100)
+    for version in range(1, arms + 1):
+        rig.trainer.register(model_version(version), checked(version / 2, *MODEL_INPUTS))
+    expected = expected_arms(carriers, *((f"a{version}", 1) for version in range(1, arms + 1)))
+    rows = [expected.index(name) for name in sorted(set(expected))]
+    assert len(rows) > EXPLANATIONS_MAX
+    async with rig.predictor() as replica:
+        await until(lambda: replica.deployments.ready)
+        each = [arm(f"a{version}", version, 1) for version in range(1, arms + 1)]
+        await rig.trainer.deploy_arms("late_flights", *each, etag="many")
+        await until(lambda: replica.deployments.state("late_flights").etag == "many")
+        request = ask(len(rows), carrier=carriers.take(rows))
+        request.explain = True
+        answer = await replica.stub.Predict(request)
+        assert arms_of(answer) == [expected[row] for row in rows]
+        assert list(answer.explanation.score.float64_values.values) == list(answer.outputs[0].float64_values.values)
 
 
 async def test_a_deployment_with_one_arm_says_nothing_of_arms(rig: Rig, replica: Replica) -> None:
