@@ -100,7 +100,12 @@ def _for_people(row: Mapping[str, Any]) -> dict[str, Any]:
             shown["deployment"] = value
         elif name == "log_arm":
             if value:
-                shown["arm"] = f"{value} (shadow)" if row.get("log_shadow") else value
+                mark = "shadow" if row.get("log_shadow") else "forced" if row.get("log_arm_forced") else ""
+                shown["arm"] = f"{value} ({mark})" if mark else value
+        elif name == "log_degraded":
+            # Made without the feature store.
+            if value:
+                shown["degraded"] = value
         elif not name.startswith("log_"):
             shown[name] = value
     return shown

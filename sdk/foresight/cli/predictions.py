@@ -178,9 +178,7 @@ def _collected(answers: Iterable[Predictions], progress: Progress) -> list[dict[
             note(f"the first {rows} rows were answered, and are in the log; rows of the error are counted from there")
         raise
     if repeated:
-        note(
-            f"{repeated:,} of {len(records):,} had been answered before, to the same --request-id; nothing was repeated"
-        )
+        note(f"{repeated:,} of {len(records):,} had been answered before, under this --request-id")
     return records
 
 

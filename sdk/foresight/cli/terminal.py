@@ -24,7 +24,7 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 from rich.text import Text
 
-from foresight.client import Column, Expectation, ForesightError, InvalidValue, VersionRef
+from foresight.client import Column, DeadlineExceeded, Expectation, ForesightError, InvalidValue, VersionRef
 from foresight.client.frames import Progress
 
 # A pipe has no width: wide enough that no id or instant is cut.
@@ -177,6 +177,9 @@ def report_error(error: ForesightError | InvalidValue) -> None:
     text = str(error)
     for violation in error.violations:
         text = text.replace(violation.field, _named(violation.field), 1)
+    if isinstance(error, DeadlineExceeded) and "timeout_s" in text:
+        # What a program can do about it no command can.
+        text = "no answer came in time; `foresight status` says what runs"
     console.print(f"[bold red]error:[/] {escape(text)}")
 
 

@@ -11,6 +11,7 @@ from foresight.cli.terminal import plain, report_error, show, table, working
 from foresight.client import (
     Column,
     DataType,
+    DeadlineExceeded,
     FeatureStatus,
     Field,
     InvalidArgument,
@@ -78,6 +79,11 @@ def test_errors_call_columns_by_their_names(capsys: pytest.CaptureFixture[str]) 
         "  hour: is missing",
         "  view: x",
     ]
+
+
+def test_a_late_answer_is_not_blamed_on_an_option_that_no_command_has(capsys: pytest.CaptureFixture[str]) -> None:
+    report_error(DeadlineExceeded("no answer came in time; give the call a larger timeout_s"))
+    assert capsys.readouterr().err == "error: no answer came in time; `foresight status` says what runs\n"
 
 
 def test_ids_and_instants_are_never_cut() -> None:

@@ -525,6 +525,37 @@ def test_predictions_are_shown_or_written_with_their_outcomes(
     assert run("predictions", "delays", "--output", tmp_path / "log.xlsx").exit_code == 2
 
 
+def test_predictions_say_what_is_out_of_the_ordinary(run: Run, deployed: FakeForesight) -> None:
+    """Arms that were forced, shadows, and answers without the feature store; nothing of it where all is as ever."""
+    marks: dict[str, list[Any]] = {
+        "log_arm": ["", "a", "b", "s"],
+        "log_arm_forced": [False, False, True, False],
+        "log_shadow": [False, False, False, True],
+        "log_degraded": [False, True, False, False],
+    }
+
+    def read(rows: pa.Table) -> Callable[[Any], Iterator[Any]]:
+        def answer(request: Any) -> Iterator[Any]:
+            if request.query.group.name == "log_outcomes_delays_v3":
+                raise errors.NotFound("group", request.query.group.name)
+            yield from pieces(offline_pb2.ReadFeaturesResponse, encode_table(rows))
+
+        return answer
+
+    logged = _logged(4)
+    for name, values in marks.items():
+        logged = logged.append_column(name, pa.array(values))
+    deployed.on("ReadFeatures", read(logged))
+    shown = [" ".join(line.split()) for line in run("predictions", "delays").stdout.splitlines()]
+    for row, text in enumerate(["—", "a yes", "b (forced)", "s (shadow)"]):
+        assert any(f"id-{row}" in line for line in shown)
+        assert any(text in line for line in shown)
+    deployed.on("ReadFeatures", read(logged.slice(0, 1)))
+    usual = run("predictions", "delays").stdout
+    assert "degraded" not in usual
+    assert "arm" not in usual
+
+
 def test_verify_ends_with_1_when_something_differs(run: Run, fake: FakeForesight) -> None:
     mismatch = prediction_pb2.Mismatch(
         name="wind", cause=prediction_pb2.MISMATCH_CAUSE_DATA, recorded="1.5", replayed="2.5"
