@@ -80,7 +80,9 @@ class PredictRequest(_message.Message):
     request_id: _builtins.str
     """Names the request, at most 128 bytes: the same caller that asks the same deployment again under this name within
     10 minutes gets the first answer again, and nothing is predicted or logged anew. INVALID_ARGUMENT when the request
-    differs from the first. Empty: every call is a new prediction.
+    differs from the first. Empty: every call is a new prediction. A replica knows the names that it was asked under;
+    where there are several, send the name in the header `x-foresight-request-id` too, so that the gateway takes the
+    repeat to the same one.
     """
     explain: _builtins.bool
     """Asks for an explanation of each row's score; then at most 16 rows. FAILED_PRECONDITION for a model without example
