@@ -19,16 +19,20 @@ from tests.e2e.local_stack.calls import eventually
 ASKED_AT_S = 1_772_703_000
 
 
-@pytest.fixture
-def channel(stack: LocalStack) -> Iterator[grpc.Channel]:
-    """A channel to the gateway, as the operator."""
-    files = stack.connection["identities"]["operator"]
+def _channel(stack: LocalStack, identity: str) -> grpc.Channel:
+    files = stack.connection["identities"][identity]
     credentials = grpc.ssl_channel_credentials(
         Path(stack.connection["ca"]).read_bytes(),
         Path(files["key"]).read_bytes(),
         Path(files["certificate"]).read_bytes(),
     )
-    with grpc.secure_channel(stack.connection["gateway"], credentials) as opened:
+    return grpc.secure_channel(stack.connection["gateway"], credentials)
+
+
+@pytest.fixture
+def channel(stack: LocalStack) -> Iterator[grpc.Channel]:
+    """A channel to the gateway, as the operator."""
+    with _channel(stack, "operator") as opened:
         yield opened
 
 
@@ -94,3 +98,18 @@ def test_a_prediction_can_be_verified(channel: grpc.Channel) -> None:
         )
         assert replayed.verified
         assert not replayed.mismatches
+
+
+def test_no_header_makes_an_application_an_operator(stack: LocalStack) -> None:
+    """Who calls is the certificate's to say: a forged one, twice or in other letters, forces no arm."""
+    operator = "By=spiffe://foresight/gateway;URI=spiffe://foresight/operator/local"
+    forged = ("x-forwarded-client-cert", operator)
+    with _channel(stack, "application") as opened:
+        stub = prediction_pb2_grpc.PredictionServiceStub(opened)
+        for headers in ((), (forged,), (forged, forged), (("x-foresight-replica", "predictor"), forged)):
+            with pytest.raises(grpc.RpcError) as refused:
+                stub.Predict(_request(), timeout=10, metadata=(*headers, ("x-foresight-arm", "primary")))
+            assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED
+        # A name with underscores is dropped on the way: nobody takes it for the header.
+        answer = stub.Predict(_request(), timeout=10, metadata=(forged, ("x_foresight_arm", "primary")))
+    assert not answer.arms
