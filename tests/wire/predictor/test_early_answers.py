@@ -26,12 +26,13 @@ async def one_batch(rig: Rig, replica: Replica, *, explain: bool) -> tuple[Any, 
     assert first is not None
     ahead = asyncio.ensure_future(replica.stub.Predict(ask_carefully("AA")))
     await until(lambda: rig.features.waiting == 1)
+    # What is looked up from now on waits for another event, whenever it comes.
+    await silent(rig)
     request = ask_carefully("AA")
     request.explain = explain
     patient = asyncio.ensure_future(replica.stub.Predict(ask_carefully("AA")))
     hurried = asyncio.ensure_future(replica.stub.Predict(request, timeout=3))
     await until(lambda: replica.predictor.admitted_rows == 3)
-    await silent(rig)
     first.set()
     await ahead
     return patient, hurried
