@@ -181,6 +181,7 @@ class Predictor:
         admission: Admission | None = None,
         window_s: float = WINDOW_S,
         explanations: Explanations | None = None,
+        late_s: float = LATE_S,
     ) -> None:
         self._table = table
         self._lookup = lookup
@@ -193,6 +194,7 @@ class Predictor:
         self._admission = admission or Admission()
         self._window_s = window_s
         self._explanations = explanations or Explanations()
+        self._late_s = late_s
         # By `_Asked.together`.
         self._batchers: dict[str, Batcher[_Asked, Answer]] = {}
         self._early: set[asyncio.Task[None]] = set()
@@ -349,7 +351,7 @@ class Predictor:
         first, plan = batch[0], batch[0].work.served.plan
         if questions.given or not plan.features:
             return NO_VECTORS
-        late_s = LATE_S if plan.needs_feature_store else LATE_WITHOUT_S
+        late_s = self._late_s if plan.needs_feature_store else LATE_WITHOUT_S
         others = self._batcher(first.work.together).let_others
         late = asyncio.get_running_loop().call_later(late_s, others, first)
         try:

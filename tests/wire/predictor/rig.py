@@ -208,6 +208,7 @@ class Rig:
         explanations: Explanations | None = None,
         required: tuple[str, ...] = (),
         serving_file: Callable[[Path], ServingFile] = ServingFile,
+        late_s: float = 60.0,
         **spool_options: Any,
     ) -> AsyncIterator[Replica]:
         """A predictor on the rig's folders; one at a time."""
@@ -237,6 +238,7 @@ class Rig:
                 admission=admission,
                 fsync=fsync,
                 explanations=explanations,
+                late_s=late_s,
             )
             shadows = Shadows(predictor.score_beside, lambda: predictor.admitted_rows, telemetry.shadowed)
             arms = Arms(deployments, predictor, shadows, lambda: self.now)
