@@ -1,7 +1,7 @@
 """How the gateway reaches a service: HTTP/2 over the Unix sockets of its processes, watched by gRPC health checks.
 
 A process that says NOT_SERVING gets no new calls within half a second, one that ended within one, one that hangs within
-three; it is back within a second once its health says SERVING. While there is none, calls fail at once with UNAVAILABLE.
+three; it is back within a second once its health says SERVING. While there is none, calls are UNAVAILABLE at once.
 
 Calls go to the process with fewer of them under way. Where a call names its request, all with the same name go to the
 same process, as long as that is there: it knows the answer to a repeated one. Only a call that no process has seen is
