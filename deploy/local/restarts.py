@@ -43,7 +43,7 @@ def restart(state: StateFolder, names: Sequence[str] = (), on_done: Callable[[st
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
             wait_restarted(state, name, pid)
-            _wait_in_use(connection)
+            wait_in_use(connection)
         on_done(name)
 
 
@@ -88,8 +88,11 @@ def _replace_gateway(state: StateFolder) -> None:
     wait_restarted(state, GATEWAY, pid)
 
 
-def _wait_in_use(connection: Json) -> None:
-    """Returns when the gateway sends calls to every process: until then the next one must not leave."""
+def wait_in_use(connection: Json) -> None:
+    """Returns when the gateway sends calls to every process: until then the next one must not leave.
+
+    Raises StackError after TIMEOUT_S.
+    """
     wanted = {service: len(names) for service, names in connection["processes"].items()}
     deadline = time.monotonic() + TIMEOUT_S
     while time.monotonic() < deadline:
@@ -105,7 +108,8 @@ def _healthy(port: int) -> dict[str, int]:
     try:
         page.request("GET", f"{GATEWAY_PAGE}?filter=membership_healthy")
         text = page.getresponse().read().decode()
-    except OSError:
+    # It may end while it answers.
+    except (OSError, http.client.HTTPException):
         return {}
     finally:
         page.close()

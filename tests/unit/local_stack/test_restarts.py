@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import socket
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from deploy.local.leftovers import Birth
-from deploy.local.restarts import program_pid, restart, wait_restarted
+from deploy.local.restarts import program_pid, restart, wait_in_use, wait_restarted
 from deploy.local.state import StackError, StateFolder, write_json
 
 PROCESSES = {"feature_store": ["feature_store"], "trainer": ["trainer"], "logger": ["logger"]}
@@ -68,3 +70,26 @@ def test_only_another_process_that_is_ready_counts_as_restarted(state: StateFold
     for name, pid in (("one", 7), ("other", 7)):
         with pytest.raises(StackError, match=f"{name} was not ready again"):
             wait_restarted(state, name, pid, timeout_s=0.01)
+
+
+def test_a_page_of_the_gateway_that_breaks_off_is_asked_for_again() -> None:
+    """As one is that ends while it answers: first half a page, then a whole one."""
+    page = "".join(
+        f'envoy_cluster_membership_healthy{{envoy_cluster_name="{name}"}} 1\n' for name in (*PROCESSES, "predictor")
+    )
+    head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(page)}\r\n\r\n"
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            for text in (head + page[:20], head + page):
+                connection, _ = server.accept()
+                with connection:
+                    connection.recv(65_536)
+                    connection.sendall(text.encode())
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        wait_in_use(
+            {"processes": {**PROCESSES, "predictor": ["predictor"]}, "metrics": {"gateway": server.getsockname()[1]}}
+        )
+        thread.join()
