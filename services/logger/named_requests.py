@@ -1,8 +1,9 @@
 """Records of requests that have a name of their caller's: which one repeats which.
 
-A replica answers a repeat from its memory, without a record. A repeat that meets another replica, or one that has
-forgotten, is predicted and logged anew; the record that arrives later then names the first prediction of the one that
-arrived earlier, if both were served within MEMORY of one another.
+A replica answers a repeat from its memory, without a record. A repeat that meets another replica, or a later life of
+the replica that does not remember, is predicted and logged anew; the record that arrives later then names the first
+prediction of the one that arrived earlier, if both were served within MEMORY of one another. Records of one life are
+never linked: they are parts of one answer, or memory was too small for the answer between them.
 
 Names are kept as digests and forgotten KEPT after they were served: a record that arrives later than that finds none.
 """

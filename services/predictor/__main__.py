@@ -32,6 +32,7 @@ from services.predictor.lookup import Lookup
 from services.predictor.models import ModelCache
 from services.predictor.prediction import Predictor
 from services.predictor.record_codec import decode_record, encode_records
+from services.predictor.recording import Recorder
 from services.predictor.repeats import Repeats
 from services.predictor.servicer import SERVICE, PredictionServicer
 from services.predictor.serving_file import ServingFile
@@ -104,11 +105,9 @@ async def serve(settings: PredictorSettings) -> None:
             deployments,
             lookup,
             transforms,
-            spool,
-            encode_records,
+            Recorder(spool, encode_records, clock, fsync=settings.spool_fsync),
             telemetry,
             clock,
-            fsync=settings.spool_fsync,
             admission=Admission(settings.queue_rows_max),
             window_s=settings.gather_ms / 1_000,
         )

@@ -8,8 +8,8 @@ from foresight.values import FeatureStatus, MissingPolicy
 from foresight.wire import decode_column, decode_instant
 from services.predictor.explaining import Explanation
 from services.predictor.policies import Missing
-from services.predictor.prediction import Answer, AnsweredRows
 from services.predictor.prediction_codec import encode_answer
+from services.predictor.requests import Answer, AnsweredRows
 from services.predictor.versions import VersionRef
 
 

@@ -25,9 +25,10 @@ import numpy as np
 from foresight.values import Column, DataType
 from foresight.values.errors import quoted
 from services.predictor.explaining import Explanation, check_explainable
-from services.predictor.prediction import ROWS_ON_LOOP_MAX, Answer, AnsweredRows, Predicting, Request
+from services.predictor.prediction import ROWS_ON_LOOP_MAX
 from services.predictor.questions import Question, check_question
 from services.predictor.records import RecordedArm
+from services.predictor.requests import Answer, AnsweredRows, Predicting, Request
 from services.predictor.serving import ServedArm, ServedArms
 from services.predictor.shadows import AGE_S, Shadows
 from services.runtime.clock import Clock

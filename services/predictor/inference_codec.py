@@ -15,8 +15,8 @@ from foresight.values.names import NAME_BYTES_MAX, check_text
 from inference import grpc_service_pb2 as messages
 from services.predictor.inference import choose_outputs
 from services.predictor.policies import Missing
-from services.predictor.prediction import Answer
 from services.predictor.questions import ROWS_MAX
+from services.predictor.requests import Answer
 from services.predictor.streams import size_of_rows
 from services.predictor.tensor_columns import tensor_of
 from services.predictor.tensors import Tensor, from_elements, from_raw, to_raw

@@ -31,8 +31,8 @@ from services.predictor.inference_description import (
     is_ready,
     versions_of,
 )
-from services.predictor.prediction import Predicting, Request
 from services.predictor.questions import ROWS_MAX
+from services.predictor.requests import Predicting, Request
 from services.predictor.servicer import CALLER_CHARACTERS_MAX, forced_arm_of
 from services.predictor.serving import Served
 from services.predictor.streams import Streams

@@ -11,8 +11,8 @@ from foresight.values import InvalidValue
 from foresight.wire import decode_columns, decode_optional_instant, encode_column, encode_instant
 from services.predictor.explaining import Explanation
 from services.predictor.policies import Missing
-from services.predictor.prediction import Answer, Request
 from services.predictor.questions import ROWS_MAX
+from services.predictor.requests import Answer, Request
 from services.predictor.serving import ServedArms
 from services.predictor.streams import size_of_rows
 from services.predictor.struct_codec import FIELDS_MAX, decode_rows, encode_rows

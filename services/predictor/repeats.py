@@ -25,7 +25,7 @@ import structlog
 from foresight.values import Column, DataType, InvalidValue, micros_from_instant
 from foresight.values.names import check_text
 from services.predictor.answer_journal import DIGEST_BYTES, AnswerJournal, Entry
-from services.predictor.prediction import Answer, Predicting, Request
+from services.predictor.requests import Answer, Predicting, Request
 from services.runtime.clock import Clock
 
 log = structlog.get_logger()

@@ -14,7 +14,7 @@ from foresight.values import InvalidValue, check_name
 from services.predictor.arms import ARM_HEADER
 from services.predictor.deployments import Deployments
 from services.predictor.mismatches import Mismatch
-from services.predictor.prediction import ROWS_ON_LOOP_MAX, Predicting
+from services.predictor.prediction import ROWS_ON_LOOP_MAX
 from services.predictor.prediction_codec import (
     Asker,
     decode_request,
@@ -24,6 +24,7 @@ from services.predictor.prediction_codec import (
     encode_rows_answer,
     size_of_request,
 )
+from services.predictor.requests import Predicting
 from services.predictor.serving import ArmState, ServingState
 from services.predictor.spool import Spool
 from services.predictor.streams import Streams

@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable
 import structlog
 
 from foresight.values import InvalidValue
-from services.predictor.prediction import Request
+from services.predictor.requests import Request
 from services.predictor.telemetry import ShadowOutcome
 from services.runtime.errors import ServiceError
 

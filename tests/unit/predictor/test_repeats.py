@@ -18,8 +18,8 @@ from foresight.values import Column, DataType, FeatureStatus, InvalidValue, Miss
 from services.predictor.answer_codec import AnswerCodec
 from services.predictor.answer_journal import AnswerJournal, Entry
 from services.predictor.policies import Missing
-from services.predictor.prediction import Answer, Request
 from services.predictor.repeats import MEMORY, Repeats, content_of
+from services.predictor.requests import Answer, Request
 from services.predictor.versions import VersionRef
 from services.runtime.errors import Unavailable
 

@@ -36,6 +36,7 @@ from services.predictor.lookup import Lookup
 from services.predictor.models import ModelCache
 from services.predictor.prediction import Predictor
 from services.predictor.record_codec import decode_record, encode_records
+from services.predictor.recording import Recorder
 from services.predictor.repeats import Repeats
 from services.predictor.servicer import PredictionServicer
 from services.predictor.serving_file import ServingFile
@@ -233,10 +234,10 @@ class Rig:
             deployments = Deployments(trainer, features, views, models, functions, file, required=required)
             telemetry = Telemetry(metrics.registry)
             admission = Admission(queue_rows_max)
+            recorder = Recorder(spool, encode_records, lambda: self.now, fsync=fsync)
             predictor = Predictor(
-                *(deployments, lookup(features), functions, spool, encode_records, telemetry, lambda: self.now),
+                *(deployments, lookup(features), functions, recorder, telemetry, lambda: self.now),
                 admission=admission,
-                fsync=fsync,
                 explanations=explanations,
                 late_s=late_s,
             )

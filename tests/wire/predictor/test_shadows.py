@@ -7,7 +7,7 @@ import dataclasses
 
 from foresight.predictor.v1 import prediction_pb2
 from foresight.values import Column, DataType
-from services.predictor.prediction import Request
+from services.predictor.requests import Request
 from services.predictor.shadows import AT_ONCE, BUSY_ROWS, Shadows
 from tests.unit.predictor.virtual_time import run_virtually
 from tests.wire.predictor.rig import Replica, Rig, artifact, ask, flight_view, model_version, until
