@@ -4,10 +4,10 @@ Pure asyncio: what the work is and how a batch of it is done is the business of 
 
 - The next batch forms while the one before runs and is cut when that one has ended; a caller who finds nothing under
   way is run at once.
-- While batches have company, the next one is held open after the one before has ended, so that batches grow: as long as
-  somebody joins in every gap, and for a window at most. Whoever comes after a gap without anybody finds an idle batcher
-  again. After a batch of a few it is held only until as many are there: a few callers wait for one another, not for a
-  crowd that is not coming.
+- While batches have company and `busy` says that larger ones are worth a wait, the next one is held open after the one
+  before has ended, so that batches grow: as long as somebody joins in every gap, and for a window at most. Whoever comes
+  after a gap without anybody finds an idle batcher again. After a batch of a few it is held only until as many are
+  there: a few callers wait for one another, not for a crowd that is not coming.
 - Work that is large by itself runs alone, beside the batches (`ask_alone`).
 - A batch that only waits for somebody else may be overtaken (`let_others`): the next one then runs beside it, and how
   long it took in the end says nothing about the others.
@@ -101,6 +101,7 @@ class Batcher(Generic[W, R]):
         gap_s: float = GAP_S,
         few: int = FEW,
         shared: tuple[type[Exception], ...] = (),
+        busy: Callable[[], bool] = lambda: True,
         observe: Callable[[Sequence[Member[W, R]], float], None] = lambda batch, now: None,
     ) -> None:
         self._run = run
@@ -109,6 +110,7 @@ class Batcher(Generic[W, R]):
         self._gap_s = gap_s
         self._few = few
         self._shared = shared
+        self._busy = busy
         self._observe = observe
         self._loop = asyncio.get_running_loop()
         self._pace = Pace()
@@ -208,7 +210,7 @@ class Batcher(Generic[W, R]):
                         return
                     self._company = len(batch)
                     self._ended = self._loop.time()
-                if self._company > 1:
+                if self._company > 1 and self._busy():
                     await self._gather()
         finally:
             if self._task is me:

@@ -52,7 +52,7 @@ class PredictorSettings(ServiceSettings):
         default=WINDOW_S * 1_000,
         ge=0,
         le=1_000,
-        description="under load a batch of requests is held open for at most so long; 0: never",
+        description="while the loop is busy a batch of requests is held open for at most so long; 0: never",
     )
     queue_rows_max: int = Field(
         default=QUEUE_ROWS_MAX, ge=1, description="rows that may wait or be worked on; more are refused at once"

@@ -24,6 +24,7 @@ from services.predictor.admission import Admission
 from services.predictor.batching import WINDOW_S, Batcher, Expired
 from services.predictor.early import TOGETHER_S, EarlyAnswers
 from services.predictor.explaining import Explanations
+from services.predictor.load import Load
 from services.predictor.lookup import Lookup, patience_s
 from services.predictor.questions import Question, check_given, check_question
 from services.predictor.recording import Asked, Asking, Recorded, Recorder
@@ -83,6 +84,7 @@ class Predictor:
         self._window_s = window_s
         self._explanations = explanations or Explanations()
         self._late_s = late_s
+        self._load = Load()
         # By `Asked.together`.
         self._batchers: dict[str, Batcher[Asked, Answer]] = {}
         self._early: set[asyncio.Task[None]] = set()
@@ -193,7 +195,7 @@ class Predictor:
             if len(self._batchers) >= BATCHERS_MAX:
                 self._batchers = {key: b for key, b in self._batchers.items() if not b.idle}
             batcher = self._batchers[together] = Batcher(
-                self._run, window_s=self._window_s, shared=(Unavailable,), observe=self._observe
+                self._run, window_s=self._window_s, shared=(Unavailable,), busy=self._load.busy, observe=self._observe
             )
         return batcher
 

@@ -34,6 +34,7 @@ class Worker:
     running: int = 0
     few: int = 0
     window_s: float = WINDOW_S
+    busy: bool = True
 
     async def run(self, batch: Sequence[Member[int, int]]) -> None:
         self.running += 1
@@ -53,7 +54,13 @@ class Worker:
 
     def batcher(self) -> Batcher[int, int]:
         return Batcher(
-            self.run, rows_max=ROWS_MAX, window_s=self.window_s, gap_s=GAP_S, few=self.few, shared=(Unavailable,)
+            self.run,
+            rows_max=ROWS_MAX,
+            window_s=self.window_s,
+            gap_s=GAP_S,
+            few=self.few,
+            shared=(Unavailable,),
+            busy=lambda: self.busy,
         )
 
     @property
@@ -155,6 +162,15 @@ def test_a_batch_after_company_is_held_open_for_the_window() -> None:
     asked_at([0, 0.001, 0.002, 0.015, 0.022, 0.024], worker)
     assert worker.works == [[1], [2, 3], [4, 5], [6]]
     assert worker.batches[2][0] == pytest.approx(0.020 + WINDOW_S)
+
+
+def test_nobody_is_held_while_there_is_time_left() -> None:
+    """Whatever company the batch before had."""
+    worker = Worker(busy=False)
+    asked_at([0, 0.001, 0.002, 0.0205, 0.0215, 0.022], worker)
+    assert worker.works == [[1], [2, 3], [4], [5, 6]]
+    assert worker.batches[2][0] == pytest.approx(0.0205)
+    assert worker.batches[3][0] == pytest.approx(0.0305)
 
 
 def test_a_batch_is_held_while_somebody_comes_in_every_gap() -> None:
