@@ -5,7 +5,7 @@ Pure asyncio: what the work is and how a batch of it is done is the business of 
 - The next batch forms while the one before runs and is cut when that one has ended; a caller who finds nothing under
   way is run at once.
 - While batches have company and `busy` says that larger ones are worth a wait, the next one is held open after the one
-  before has ended, so that batches grow: as long as somebody joins in every gap, and for a window at most. Whoever comes
+  before has ended, so that batches grow: while somebody joins in every gap, and for a window at most. Whoever comes
   after a gap without anybody finds an idle batcher again. After a batch of a few it is held only until as many are
   there: a few callers wait for one another, not for a crowd that is not coming.
 - Work that is large by itself runs alone, beside the batches (`ask_alone`).
