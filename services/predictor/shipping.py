@@ -22,8 +22,9 @@ log = structlog.get_logger()
 
 BATCH_RECORDS_MAX = 500
 BATCH_BYTES_MAX = 2 << 20
-# A write wakes the shipper; what comes within this time goes along, so that load makes larger batches.
-GATHER_S = 0.02
+# A write wakes the shipper; what comes within this time goes along. Few records at a time cost the logger and its
+# database several times as much each as many.
+GATHER_S = 0.1
 BACKOFF_MIN_S = 0.1
 BACKOFF_MAX_S = 2.0
 REASON_CHARACTERS_MAX = 500
